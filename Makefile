@@ -1,0 +1,99 @@
+# What each target does: `make help`. Everything that a target needs, it installs or builds first.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HV := $(BIN)/hv
+STAMPS := build/stamps
+JOBS := $(shell nproc)
+
+.DEFAULT_GOAL := help
+.PHONY: help install guest-image samples native cluster cluster-down lint types test unit integration c-test fuzz bench coverage clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- what everything needs -------------------------------------------------------------------------------------------
+
+$(STAMPS)/packages-run: tools/setup/packages.txt tools/setup/install-packages
+	@mkdir -p $(@D)
+	tools/setup/install-packages run build
+	@touch $@
+
+$(STAMPS)/packages-test: $(STAMPS)/packages-run
+	tools/setup/install-packages test
+	@touch $@
+
+$(STAMPS)/venv: setup.cfg setup.py pyproject.toml $(STAMPS)/packages-run $(wildcard csrc/vsock/*.[ch] csrc/vsock/cffi_build.py csrc/common/*.h)
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(STAMPS)/venv-test: $(STAMPS)/venv
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(STAMPS)/venv-bench: $(STAMPS)/venv
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+install: $(STAMPS)/venv native ## packages, the venv with hv in it, the C extension and programs
+
+native: $(STAMPS)/packages-run ## the C programs: hv-confine for the host, init and hv-exec for the guest
+	@$(MAKE) --no-print-directory -C csrc
+
+guest-image: native ## kernel, initramfs and root of the pod VMs, into guest-images/out
+	@$(MAKE) --no-print-directory -C guest-images image
+
+samples: guest-image ## sample OCI images busybox, python and web, into guest-images/out/samples
+	@$(MAKE) --no-print-directory -C guest-images samples
+
+# ---- a host on this machine ------------------------------------------------------------------------------------------
+
+cluster: install samples ## a host in the background, a sample pod, a command run in it; harmless to run again
+	@tools/cluster-up $(HV)
+
+cluster-down: ## stop the host and its pods, and remove what `make cluster` made
+	@[ -x $(HV) ] && $(HV) host stop --pods || true
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+
+PYTEST := $(BIN)/python -m pytest
+
+test: lint types c-test unit integration ## everything that CI runs
+
+lint: $(STAMPS)/venv-test ## ruff over Python, clang over C
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMPS)/venv-test ## mypy, strict
+	$(BIN)/mypy
+
+c-test: $(STAMPS)/packages-test ## C tests under ASAN, UBSAN and TSAN, clang's warnings, each fuzz target for some seconds
+	$(MAKE) --no-print-directory -C csrc test tsan clang-check
+	$(MAKE) --no-print-directory -C csrc fuzz FUZZ_SECONDS=5
+
+unit: $(STAMPS)/venv-test $(STAMPS)/packages-test native ## tests that boot no guest
+	$(PYTEST) tests/unit
+
+integration: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests that boot real guests
+	$(PYTEST) tests/integration
+
+fuzz: $(STAMPS)/packages-test ## fuzz targets, FUZZ_SECONDS each (default 600)
+	$(MAKE) --no-print-directory -C csrc fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600)
+
+coverage: $(STAMPS)/venv-test install samples ## line coverage of the host package and of the C code
+	tools/coverage
+
+bench: $(STAMPS)/venv-bench install samples ## figures, table and plots for docs/performance.md
+	$(BIN)/python tools/bench/run.py
+
+# ---- clean-up --------------------------------------------------------------------------------------------------------
+
+clean: ## what was built (the venv and the guest image stay)
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	$(MAKE) --no-print-directory -C csrc clean
+
+distclean: clean ## the venv and the guest image too
+	rm -rf $(VENV) guest-images/out

@@ -1,0 +1,1 @@
+"""Pod VM controllers and the host daemon that owns them: Kubernetes pods in, VMs out."""

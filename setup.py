@@ -1,0 +1,5 @@
+"""The one thing that setup.cfg cannot say: which C extensions cffi builds."""
+
+from setuptools import setup
+
+setup(cffi_modules=["csrc/vsock/cffi_build.py:ffibuilder"])
