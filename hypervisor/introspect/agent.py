@@ -1,0 +1,245 @@
+"""The typed client of the pod VM agent: one method a call, over AF_VSOCK.
+
+Each call opens a connection of its own (0.6 ms under TCG), so that no call waits behind another and a broken one takes
+nothing with it. The protocol is `hypervisor.agent.wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hypervisor.agent import wire
+from hypervisor.agent.wire import Frame, FrameType
+from hypervisor.errors import (
+    Conflict,
+    HvError,
+    InvalidInput,
+    NotFound,
+    ProtocolError,
+    ResourceExhausted,
+    Timeout,
+    Unavailable,
+)
+from hypervisor.vsock.address import VsockAddress
+from hypervisor.vsock.connect import connect
+
+CONNECT_TIMEOUT = 5.0
+CALL_TIMEOUT = 30.0
+
+_REASONS: dict[str, type[HvError]] = {
+    "Invalid": InvalidInput,
+    "NotFound": NotFound,
+    "Conflict": Conflict,
+    "ResourceExhausted": ResourceExhausted,
+    "Unavailable": Unavailable,
+}
+
+
+def error_from(body: dict[str, Any]) -> HvError:
+    """The exception that an agent's error object stands for; an unknown reason is a plain `HvError`."""
+    kind = _REASONS.get(str(body.get("reason")), HvError)
+    return kind(str(body.get("message", "the agent gave no reason")))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a streaming call ended.
+
+    :ivar exit_code: 0-255; 128 + n when signal n ended the process; 126 and 127 as in a shell
+    :ivar error: what went wrong outside of the process, when something did
+    """
+
+    exit_code: int
+    signal: int | None = None
+    error: HvError | None = None
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> Ending:
+        error = body.get("error")
+        return cls(
+            exit_code=int(body.get("exit_code") or 0),
+            signal=body.get("signal"),
+            error=error_from(error) if isinstance(error, dict) else None,
+        )
+
+
+class AgentStream:
+    """A connection to the agent. One reader and one writer at a time; not thread-safe."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.ending: Ending | None = None  # set once END has come
+
+    async def send(self, kind: FrameType, payload: bytes = b"") -> None:
+        """One frame; waits while the agent does not read (back-pressure).
+
+        :raises Unavailable: the connection broke
+        """
+        await self._write(wire.pack(kind, payload))
+
+    async def send_stdin(self, data: bytes) -> None:
+        """`data` of any length as STDIN frames; empty data sends nothing (see `close_stdin`)."""
+        for start in range(0, len(data), wire.MAX_DATA):
+            await self._write(wire.pack(FrameType.STDIN, data[start : start + wire.MAX_DATA]))
+
+    async def close_stdin(self) -> None:
+        """End of file on the process's standard input."""
+        await self._write(wire.pack(FrameType.STDIN))
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """The terminal's new size in characters."""
+        await self._write(wire.pack_resize(columns, rows))
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except OSError as e:
+            raise Unavailable(f"the connection to the pod VM agent broke: {e}") from e
+
+    async def receive(self) -> Frame:
+        """The next frame.
+
+        :raises Unavailable: the connection ended
+        :raises ProtocolError: the agent broke the protocol
+        """
+        try:
+            kind, length = wire.parse_header(await self._reader.readexactly(wire.HEADER.size))
+            return Frame(kind, await self._reader.readexactly(length) if length else b"")
+        except wire.WireError as e:
+            raise ProtocolError(f"pod VM agent: {e}") from e
+        except (asyncio.IncompleteReadError, OSError) as e:
+            raise Unavailable("the pod VM agent closed the connection (did the VM stop?)") from e
+
+    async def request(self, call: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request and gives its result.
+
+        :raises HvError: the agent refused; the class says why (see `error_from`)
+        """
+        try:
+            data = wire.pack_json(FrameType.REQUEST, {"v": wire.VERSION, "call": call, "args": args})
+        except wire.WireError as e:
+            raise InvalidInput(f"{call}: the request is too long for the agent: {e}") from e
+        await self._write(data)
+        frame = await self.receive()
+        if frame.type is not FrameType.RESPONSE:
+            raise ProtocolError(f"pod VM agent: {call} was answered with a {frame.type.name} frame")
+        body = parse_object(frame.payload)
+        if not body.get("ok"):
+            raise error_from(body.get("error") or {})
+        result = body.get("result")
+        return result if isinstance(result, dict) else {}
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """Every frame up to, not including, END; afterwards `ending` is set."""
+        while True:
+            frame = await self.receive()
+            if frame.type is FrameType.END:
+                self.ending = Ending.of(parse_object(frame.payload))
+                return
+            yield frame
+
+    async def close(self) -> None:
+        """Ends the connection; never raises for a peer that has gone."""
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except OSError:
+            pass
+
+
+def parse_object(payload: bytes) -> dict[str, Any]:
+    """A JSON frame's object; a broken one is a `ProtocolError`."""
+    try:
+        return wire.parse_json(payload)
+    except wire.WireError as e:
+        raise ProtocolError(f"pod VM agent: {e}") from e
+
+
+class AgentClient:
+    """The agent of one VM. Holds no connection; safe to share between tasks."""
+
+    def __init__(self, address: VsockAddress) -> None:
+        self.address = address
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[AgentStream]:
+        """A connection, closed on the way out.
+
+        :raises Unavailable: the agent does not listen (yet); `Timeout` within `CONNECT_TIMEOUT` seconds
+        """
+        reader, writer = await connect(self.address, wire.AGENT_PORT, timeout=CONNECT_TIMEOUT)
+        stream = AgentStream(reader, writer)
+        try:
+            yield stream
+        finally:
+            await stream.close()
+
+    async def call(
+        self, call: str, args: dict[str, Any] | None = None, *, timeout: float = CALL_TIMEOUT
+    ) -> dict[str, Any]:
+        """A unary call.
+
+        :param timeout: seconds for the whole call, the connection included
+        :raises Timeout: no answer in time; whether the call took effect is unknown
+        """
+        try:
+            async with asyncio.timeout(timeout), self.open() as stream:
+                return await stream.request(call, args or {})
+        except TimeoutError as e:
+            raise Timeout(f"the pod VM agent did not answer {call} within {timeout:g} s") from e
+
+    @asynccontextmanager
+    async def stream(self, call: str, args: dict[str, Any]) -> AsyncIterator[AgentStream]:
+        """A streaming call that the agent has accepted; refused ones raise as `AgentStream.request`."""
+        async with self.open() as stream:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    await stream.request(call, args)
+            except TimeoutError as e:
+                raise Timeout(f"the pod VM agent did not answer {call} within {CALL_TIMEOUT:g} s") from e
+            yield stream
+
+    async def hello(self, *, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+        """Version, kernel, boot id, uptime and clock of the guest."""
+        return await self.call("hello", timeout=timeout)
+
+    async def setup(self, settings: dict[str, Any]) -> None:
+        """Clock, entropy, host name, network, disks and volumes; once per boot."""
+        await self.call("setup", settings)
+
+    async def start(self, spec: dict[str, Any], *, timeout: float = 60.0) -> dict[str, Any]:
+        """Creates and starts a container; see docs/wire-protocol.md for `spec`."""
+        return await self.call("container.start", spec, timeout=timeout)
+
+    async def stop(self, name: str, grace_s: float) -> dict[str, Any]:
+        """SIGTERM (or the image's stop signal), `grace_s` seconds, SIGKILL; answers when the container has ended."""
+        return await self.call("container.stop", {"name": name, "grace_s": grace_s}, timeout=grace_s + CALL_TIMEOUT)
+
+    async def remove(self, name: str) -> None:
+        """Forgets an ended container and its writable layer."""
+        await self.call("container.remove", {"name": name})
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Every container with its state."""
+        found = (await self.call("container.list")).get("containers", [])
+        return [c for c in found if isinstance(c, dict)]
+
+    async def stats(self) -> dict[str, Any]:
+        """CPU, memory, processes and disk of each container and of the guest."""
+        return await self.call("container.stats")
+
+    async def shutdown(self, grace_s: float) -> None:
+        """Stops the containers, syncs, unmounts, powers off; answers before the power goes."""
+        await self.call("shutdown", {"grace_s": grace_s}, timeout=grace_s + CALL_TIMEOUT)
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """A snapshot, then every change, until the connection ends (which raises `Unavailable`)."""
+        async with self.stream("events", {}) as stream:
+            async for frame in stream.frames():
+                yield parse_object(frame.payload)

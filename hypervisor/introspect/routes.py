@@ -1,0 +1,87 @@
+"""The routes that a kubelet serves: health, logs, exec and attach.
+
+Whoever owns the application authenticates before these are reached, and turns `HvError` into a Status body.
+The walk of each: request -> command (`commands`) -> which VM (`target`) -> agent over vsock (`agent`) -> streams
+(`session`, `websocket`).
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from hypervisor.agent.wire import FrameType
+from hypervisor.errors import InvalidInput, Unavailable
+from hypervisor.introspect import session, websocket
+from hypervisor.introspect.agent import AgentClient
+from hypervisor.introspect.archived import archived_log
+from hypervisor.introspect.commands import AttachCommand, ExecCommand, LogsCommand
+from hypervisor.introspect.target import PodLookup, PodTarget
+
+PODS = web.AppKey("pods", PodLookup)  # type: ignore[type-abstract]
+
+
+def add_routes(app: web.Application, pods: PodLookup) -> None:
+    """Adds the kubelet's routes to `app`; pods are found through `pods`."""
+    app[PODS] = pods
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", _logs)
+    for method in ("GET", "POST"):
+        for tail in ("{namespace}/{pod}/{container}", "{namespace}/{pod}/{uid}/{container}"):
+            app.router.add_route(method, f"/exec/{tail}", _exec)
+            app.router.add_route(method, f"/attach/{tail}", _attach)
+
+
+async def _healthz(_request: web.Request) -> web.Response:
+    return web.Response(text="ok")
+
+
+def _target(request: web.Request) -> tuple[PodTarget, str]:
+    where = request.match_info
+    target = request.app[PODS].find(where["namespace"], where["pod"])
+    return target, target.container(where["container"])
+
+
+def _agent(target: PodTarget) -> AgentClient:
+    if target.address is None:
+        raise Unavailable(f"pod {target.name} {target.detail}")
+    return AgentClient(target.address)
+
+
+async def _exec(request: web.Request) -> web.StreamResponse:
+    target, container = _target(request)
+    return await _stream(request, target, ExecCommand.parse(container, request.query))
+
+
+async def _attach(request: web.Request) -> web.StreamResponse:
+    target, container = _target(request)
+    return await _stream(request, target, AttachCommand.parse(container, request.query))
+
+
+async def _stream(request: web.Request, target: PodTarget, command: ExecCommand | AttachCommand) -> web.StreamResponse:
+    """The agent is asked first: what it refuses becomes an HTTP error that the client can read, not a broken stream."""
+    if not set(websocket.offered(request)) & set(websocket.PROTOCOLS):
+        raise InvalidInput(
+            f"upgrade to a WebSocket with one of the subprotocols {', '.join(websocket.PROTOCOLS)}",
+            where="Sec-WebSocket-Protocol",
+        )
+    call, args = command.agent_request()
+    async with _agent(target).stream(call, args) as agent:
+        client = await websocket.accept(request)
+        await session.run(client, agent)
+        return client.response
+
+
+async def _logs(request: web.Request) -> web.StreamResponse:
+    target, container = _target(request)
+    command = LogsCommand.parse(container, request.query)
+    if target.address is None and target.archived_logs is not None:
+        return await archived_log(request, target.archived_logs, command)
+    call, args = command.agent_request()
+    async with _agent(target).stream(call, args) as agent:
+        response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
+        await response.prepare(request)
+        async for frame in agent.frames():
+            if frame.type is FrameType.STDOUT:
+                await response.write(frame.payload)
+        await response.write_eof()
+    return response

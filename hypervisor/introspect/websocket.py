@@ -1,0 +1,105 @@
+"""Channels over a WebSocket: subprotocols ``v4.channel.k8s.io`` and ``v5.channel.k8s.io``.
+
+Each binary message begins with a channel number: 0 stdin, 1 stdout, 2 stderr, 3 error (one Status object, last),
+4 resize (JSON ``{"Width":c,"Height":r}``). v5 adds 255, CLOSE: its one byte names the channel that ends, which is how
+stdin is half-closed; v4 has no such thing, and a client of it can only go away.
+
+Source: Kubernetes KEP-4006, and the kubelet's behaviour towards clients that ask for several subprotocols: the
+server's first choice among those offered wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+from aiohttp import WSMsgType, web
+
+from hypervisor.introspect.agent import Ending
+from hypervisor.introspect.session import ClientEvent, Resize, Stdin, StdinEnd
+from hypervisor.introspect.status import status_of_ending
+
+V5 = "v5.channel.k8s.io"
+V4 = "v4.channel.k8s.io"
+PROTOCOLS = (V5, V4)
+
+STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
+MAX_MESSAGE = 4 * 1024 * 1024
+HEARTBEAT = 30.0  # seconds between pings: a client that vanished without a word is noticed
+
+
+class WebSocketChannels:
+    """`ClientChannels` over an aiohttp WebSocket that has been prepared."""
+
+    def __init__(self, socket: web.WebSocketResponse) -> None:
+        self._socket = socket
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What an aiohttp handler returns when the session is over."""
+        return self._socket
+
+    async def events(self) -> AsyncIterator[ClientEvent]:
+        """What the client sends; text messages and unknown channels are ignored, as upstream does."""
+        async for message in self._socket:
+            if message.type is not WSMsgType.BINARY or not message.data:
+                continue
+            event = parse_event(message.data, half_close=self._socket.ws_protocol == V5)
+            if event is not None:
+                yield event
+
+    async def send_stdout(self, data: bytes) -> None:
+        await self._socket.send_bytes(bytes([STDOUT]) + data)
+
+    async def send_stderr(self, data: bytes) -> None:
+        await self._socket.send_bytes(bytes([STDERR]) + data)
+
+    async def send_ending(self, ending: Ending) -> None:
+        if ending.error is not None and ending.exit_code in (126, 127):
+            # A client prints its own words for an exit code; the reason goes where a runtime would have put it.
+            await self.send_stderr(f"{ending.error}\n".encode())
+        await self._socket.send_bytes(bytes([ERROR]) + json.dumps(status_of_ending(ending)).encode())
+        await self._socket.close()
+
+
+def parse_event(message: bytes, *, half_close: bool) -> ClientEvent | None:
+    """A client's message as an event; None for one that means nothing here.
+
+    :param message: channel byte and payload, not empty
+    :param half_close: whether CLOSE exists in the agreed subprotocol
+    """
+    channel, payload = message[0], message[1:]
+    if channel == STDIN:
+        return Stdin(payload) if payload else None
+    if channel == RESIZE:
+        return _parse_resize(payload)
+    if channel == CLOSE and half_close and payload == bytes([STDIN]):
+        return StdinEnd()
+    return None
+
+
+def _parse_resize(payload: bytes) -> Resize | None:
+    try:
+        size = json.loads(payload)
+        columns, rows = int(size["Width"]), int(size["Height"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return None
+    if not (0 < columns <= 0xFFFF and 0 < rows <= 0xFFFF):
+        return None
+    return Resize(columns, rows)
+
+
+async def accept(request: web.Request) -> WebSocketChannels:
+    """Answers the upgrade; the agreed subprotocol is the newest that the client offered.
+
+    :raises web.HTTPBadRequest: not a WebSocket handshake
+    """
+    socket = web.WebSocketResponse(protocols=PROTOCOLS, max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT, compress=False)
+    await socket.prepare(request)
+    return WebSocketChannels(socket)
+
+
+def offered(request: web.Request) -> list[str]:
+    """The subprotocols that the client offered, in its order."""
+    header = request.headers.get("Sec-WebSocket-Protocol", "")
+    return [p.strip() for p in header.split(",") if p.strip()]

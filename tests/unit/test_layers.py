@@ -1,0 +1,82 @@
+"""Imports go down the layers, never up (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "hypervisor"
+
+# Each room may import the rooms named here, and itself.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "version": set(),
+    "agent": {"version"},
+    "vsock": {"errors"},
+    "vmx": {"errors", "vsock"},
+    "vmm": {"errors", "vsock", "vmx"},
+    "images": {"errors"},
+    "introspect": {"errors", "vsock", "vmm", "agent"},
+    "controller": {"errors", "version", "vsock", "vmx", "vmm", "images", "introspect", "agent"},
+    "cli": {"errors", "version", "vmm", "controller"},
+}
+# The host shares two modules with the guest: the protocol and the log format.
+SHARED_WITH_GUEST = {"hypervisor.agent.wire", "hypervisor.agent.logs"}
+# The guest carries nothing but a part of the standard library.
+HEAVY_ON_THE_WAY_TO_EXEC = {"aiohttp", "rich", "asyncio", "yaml", "structlog"}
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+
+
+def imported(path: Path) -> set[str]:
+    """Every absolute module name that `path` imports, wherever in the file; type-checking imports too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    own = room(path)
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] != "hypervisor" or len(parts) < 2:
+            continue
+        target = parts[1]
+        if not (PACKAGE / target).is_dir() and not (PACKAGE / f"{target}.py").exists():
+            continue  # "from hypervisor import x" of a plain name
+        assert target == own or target in ALLOWED[own], f"{path}: {own} must not import {name}"
+        if target == "agent" and own != "agent" and len(parts) >= 3:
+            module = ".".join(parts[:3])
+            assert module in SHARED_WITH_GUEST, f"{path}: the host shares only wire and logs with the agent, not {name}"
+
+
+def test_agent_uses_the_standard_library_only() -> None:
+    import sys
+
+    for path in (PACKAGE / "agent").rglob("*.py"):
+        for name in imported(path):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names or top == "hypervisor", f"{path} imports {name}"
+
+
+def test_every_room_is_listed() -> None:
+    rooms = {
+        p.name.removesuffix(".py")
+        for p in PACKAGE.iterdir()
+        if p.name[0] not in "_." and (p.is_dir() or p.suffix == ".py")
+    }
+    assert rooms - {"libexec"} <= set(ALLOWED)
