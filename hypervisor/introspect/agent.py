@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,10 +147,8 @@ class AgentStream:
     async def close(self) -> None:
         """Ends the connection; never raises for a peer that has gone."""
         self._writer.close()
-        try:
+        with suppress(OSError):
             await self._writer.wait_closed()
-        except OSError:
-            pass
 
 
 def parse_object(payload: bytes) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class LogsCommand:
 
     @classmethod
     def parse(cls, container: str, query: Query, *, now_ns: int | None = None) -> LogsCommand:
-        """:raises InvalidInput: a number that is none or is negative, a bad time, or sinceSeconds and sinceTime together"""
+        """:raises InvalidInput: a number that is none or negative, a bad time, sinceSeconds and sinceTime together"""
         return cls(
             container=container,
             previous=_flag(query, "previous"),
