@@ -1,0 +1,35 @@
+"""``make bench``: runs the benchmarks and writes docs/performance.md, its JSON and its plots.
+
+Usage: run.py [--rounds N] [SECTION ...]     sections: startup, guest_speed, streams, vsock, images
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+import report
+
+SECTIONS = {"startup": 15, "guest_speed": 5, "streams": 5}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all when none is named"
+    )
+    parser.add_argument("--rounds", type=int, help="samples a case, instead of each section's own number")
+    options = parser.parse_args()
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"unknown section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    for name in options.sections or SECTIONS:
+        print(f"== {name}", flush=True)
+        figures = importlib.import_module(name).run(options.rounds or SECTIONS[name])
+        for figure in figures:
+            print(figure.row())
+        report.write({name: figures})
+
+
+if __name__ == "__main__":
+    main()
