@@ -65,7 +65,7 @@ def traces(host: Host) -> dict[str, object]:
     files = sorted(str(p.relative_to(host.state)) for p in host.state.rglob("*") if p.name not in skipped)
     return {
         "processes": len(host.processes()),
-        "descriptors": len(os.listdir(f"/proc/{host.daemon_pid()}/fd")),
+        "descriptors": sum(1 for _ in Path(f"/proc/{host.daemon_pid()}/fd").iterdir()),
         "files": files,
         "mounts": Path("/proc/self/mounts").read_text().count(str(host.state)),
         "cgroups": sum(1 for p in Path("/sys/fs/cgroup").rglob("podvisor*") if p.is_dir()),
