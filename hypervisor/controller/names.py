@@ -21,7 +21,6 @@ CAPABILITIES = frozenset({
     "WAKE_ALARM",
 })
 # fmt: on
-)
 
 
 def dns_label(text: str, *, where: str) -> str:
