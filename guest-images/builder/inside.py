@@ -1,0 +1,59 @@
+"""Run by the *guest's* Python on this machine: finds and compiles what the guest will import.
+
+The guest's own interpreter does it, so that neither the byte code nor the choice of modules depends on the Python that
+runs the builder. Reads one JSON object from standard input, writes one to standard output; see `pyroot` for both.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import modulefinder
+import py_compile
+import sys
+from typing import Any
+
+
+def find(path: list[str], names: list[str], excludes: list[str]) -> dict[str, Any]:
+    """Files of every module that importing `names` may need, imports inside functions counted."""
+    finder = modulefinder.ModuleFinder(path=path, excludes=excludes)
+    for name in names:
+        finder.import_hook(name, fromlist=["*"] if name.endswith(".agent") else None)
+    missing = sorted(name for name in names if name in finder.badmodules)
+    return {
+        "files": {name: module.__file__ for name, module in sorted(finder.modules.items()) if module.__file__},
+        "packages": sorted(name for name, module in finder.modules.items() if module.__path__),
+        "missing": missing,
+    }
+
+
+def compile_all(jobs: list[list[str]], optimize: int) -> dict[str, Any]:
+    """Compiles each (source, target, name shown in tracebacks). Unchecked-hash files hold no time stamp."""
+    for source, target, shown in jobs:
+        py_compile.compile(
+            source, target, shown, True, optimize, py_compile.PycInvalidationMode.UNCHECKED_HASH, quiet=1
+        )
+    return {"compiled": len(jobs)}
+
+
+def check(path: list[str], names: list[str]) -> dict[str, Any]:
+    """Imports each name from the finished library alone; the errors by name."""
+    sys.path[:] = path
+    errors: dict[str, str] = {}
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as e:
+            errors[name] = str(e)
+    return {"errors": errors}
+
+
+def main() -> None:
+    """One request, one answer."""
+    request = json.load(sys.stdin)
+    command = {"find": find, "compile": compile_all, "check": check}[request.pop("command")]
+    json.dump(command(**request), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

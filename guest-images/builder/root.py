@@ -1,0 +1,97 @@
+"""root.erofs: the agent's read-only root. Python and the part of its library that the agent needs, crun, the agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder import packages, pyroot, seccomp, tree
+from builder.errors import BuildError
+from builder.run import say
+
+AGENT_FOLDER = "usr/lib/podvisor"
+
+# Mount points of init (csrc/guest/init.c) and of the agent; /etc/resolv.conf and its like lead into the writable /run.
+_DIRECTORIES = ("data", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var", AGENT_FOLDER, tree.LIBRARIES)
+_LINKS = {
+    "etc/mtab": "../proc/self/mounts",
+    "etc/resolv.conf": "../run/podvisor/resolv.conf",
+    "etc/hosts": "../run/podvisor/hosts",
+    "etc/hostname": "../run/podvisor/hostname",
+    "usr/bin/python3": "python3.11",
+    "var/run": "../run",
+    "var/tmp": "../tmp",
+}
+_TEXTS = {
+    "etc/passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    # A script, not `-m`: runpy and what it imports cost 30 ms under TCG.
+    f"{AGENT_FOLDER}/agent_main.py": (
+        f'import sys\nsys.path.append("/{AGENT_FOLDER}")\nfrom hypervisor.agent.main import main\nsys.exit(main())\n'
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RootInputs:
+    """Where the parts come from."""
+
+    packages: Mapping[str, Path]  # unpacked, by name
+    agent_sources: Mapping[str, Path]  # path below the agent's folder -> file of this project
+    helper: Path  # hv-exec
+
+
+def build_root(inputs: RootInputs, scratch: Path, target: Path) -> None:
+    """Makes the tree below `scratch` and packs it as `target`.
+
+    :raises BuildError: a package lacks something, or the agent imports what is not packed
+    """
+    root, full, agent = scratch / "root", scratch / "full", scratch / "agent"
+    unpacked = list(inputs.packages.values())
+    tree.lay_out(root, _DIRECTORIES)
+    _install_texts(root)
+    tree.copy_file(inputs.packages["crun"] / "usr/bin/crun", root / "usr/bin/crun")
+    tree.copy_file(inputs.packages["python3.11-minimal"] / "usr/bin/python3.11", root / "usr/bin/python3.11")
+    if inputs.helper.is_file():
+        tree.copy_file(inputs.helper, root / AGENT_FOLDER / "hv-exec")
+    else:
+        say(f"warning: {inputs.helper} is not built; containers of this image cannot be exec'ed into")
+    _install_seccomp(inputs.packages["golang-github-containers-common"], root)
+    for name, source in inputs.agent_sources.items():
+        tree.copy_file(source, agent / name)
+    _install_python(inputs, full, agent, root)
+    tree.install_libraries(root, unpacked)
+    tree.pack_erofs(root, target, label="podvisor-root")
+
+
+def _install_texts(root: Path) -> None:
+    for name, text in _TEXTS.items():
+        (root / name).write_text(text)
+    for name, link in _LINKS.items():
+        (root / name).symlink_to(link)
+
+
+def _install_seccomp(package: Path, root: Path) -> None:
+    try:
+        profile = json.loads((package / "usr/share/containers/seccomp.json").read_text())
+    except (OSError, ValueError) as e:
+        raise BuildError(f"{package.name} has no usable usr/share/containers/seccomp.json: {e}") from e
+    text = json.dumps(seccomp.narrow(profile), indent=None, separators=(",", ":"), sort_keys=True)
+    (root / AGENT_FOLDER / "seccomp.json").write_text(text)
+
+
+def _install_python(inputs: RootInputs, full: Path, agent: Path, root: Path) -> None:
+    tree.lay_out(full, (tree.LIBRARIES,))
+    tree.copy_file(inputs.packages["python3.11-minimal"] / "usr/bin/python3.11", full / "usr/bin/python3.11")
+    for name in ("libpython3.11-minimal", "libpython3.11-stdlib"):
+        tree.merge(inputs.packages[name] / pyroot.LIBRARY, full / pyroot.LIBRARY)
+    tree.install_libraries(full, [*inputs.packages.values()], optional=True)
+    python = pyroot.GuestPython(full)
+    selection = pyroot.select(python, agent, packages.EXTRA_PYTHON_MODULES, packages.EXCLUDED_PYTHON_MODULES)
+    pyroot.install(python, selection, root)
+    names = pyroot.install_agent(python, agent, root, AGENT_FOLDER)
+    pyroot.check_imports(python, root, AGENT_FOLDER, [*packages.EXTRA_PYTHON_MODULES, *names])
+    say(f"packed {len(selection.sources)} Python modules and {len(selection.extensions)} extensions")

@@ -1,0 +1,6 @@
+"""stub"""
+
+from pathlib import Path
+
+
+def build_samples(out: Path, cache: Path, *, force: bool = False) -> None: ...
