@@ -60,7 +60,7 @@ struct options {
     char **program;
 };
 
-/* Fills *o from argv. Pointers in it are argv's. A word that is not understood is an error; nothing was changed then. */
+/* Fills *o from argv. Pointers in it are argv's. A word not understood is an error; nothing was changed then. */
 int options_parse(int argc, char **argv, struct options *o, struct failure *f);
 
 /* What `--help` prints. */

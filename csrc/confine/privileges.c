@@ -71,8 +71,8 @@ int privileges_limit(const struct options *o, struct failure *f)
 /* The bounding set limits what any later execve could give back. */
 static int drop_bounding_set(struct failure *f)
 {
-    unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED |
-                         SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+    unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED |
+                         SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
 
     for (unsigned long capability = 0; capability < 64; capability++) {
         if (prctl(PR_CAPBSET_READ, capability, 0, 0, 0) < 0)

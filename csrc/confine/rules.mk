@@ -14,6 +14,7 @@ confine-clang-check:
 
 TESTS += $(OUT)/test-confine
 $(OUT)/test-confine: $(CONFINE_TEST)/test_options.c confine/options.c $(CONFINE_HEADERS)
-	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=address,undefined -I. -o $@ $(CONFINE_TEST)/test_options.c confine/options.c
+	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=address,undefined -I. -o $@ \
+	  $(CONFINE_TEST)/test_options.c confine/options.c
 
 COVERED += confine
