@@ -1,0 +1,31 @@
+"""``hv console``: the console of a pod's VM."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from hypervisor.cli import complete
+from hypervisor.cli.app import Settings, pass_settings
+from hypervisor.cli.rest import target
+from hypervisor.cli.state import pod_reference
+
+
+@click.command("console")
+@click.argument("pod", shell_complete=complete.pod_names)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until the VM is off.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@pass_settings
+def console(settings: Settings, pod: str, follow: bool, tail: int | None) -> None:
+    """Print the console of a pod's VM: kernel and agent messages.
+
+    This is the place to look when a pod does not come up. What containers write is in hv logs.
+    """
+    query = [("follow", "1")] if follow else []
+    query += [("tail", str(tail))] if tail is not None else []
+    with settings.connect(None) as connection:
+        where = target(("hv", "v1", "pods", *pod_reference(pod), "console"), query)
+        for data in connection.call("GET", where).chunks():
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
