@@ -1,0 +1,335 @@
+/* See pfdb.h for the theory of operation. */
+#include "pfdb.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../common/cleanup.h"
+
+#define MAGIC 0x3142444650565650u /* "PVVPFDB1" */
+#define MAX_ENTRIES (1u << 30)
+
+/* The file: this header in a page of its own, the VAD table, then the entries, each at a page boundary. */
+struct header {
+    uint64_t magic;
+    uint32_t max_vads;
+    uint32_t max_pfes;
+};
+
+/* A run of entries that no VAD uses. Kept sorted by `first` and coalesced. */
+struct run {
+    uint32_t first, count;
+};
+
+struct pv_pfdb_writer {
+    struct run *runs;
+    size_t count, capacity;
+    uint32_t next_vad; /* where the search for a free VAD begins */
+};
+
+static int fail(int *err, int code)
+{
+    *err = code;
+    return -1;
+}
+
+static size_t round_page(size_t bytes)
+{
+    return (bytes + PV_PAGE_SIZE - 1) & ~(size_t)(PV_PAGE_SIZE - 1);
+}
+
+static size_t pfes_at(uint32_t max_vads)
+{
+    return PV_PAGE_SIZE + round_page((size_t)max_vads * sizeof(struct pv_vad));
+}
+
+static size_t file_size(uint32_t max_vads, uint32_t max_pfes)
+{
+    return pfes_at(max_vads) + round_page((size_t)max_pfes * sizeof(pv_pfe));
+}
+
+static int runs_insert(struct pv_pfdb_writer *writer, size_t at, struct run run, int *err)
+{
+    if (writer->count == writer->capacity) {
+        size_t capacity = writer->capacity ? 2 * writer->capacity : 16;
+        struct run *runs = reallocarray(writer->runs, capacity, sizeof *runs);
+
+        if (!runs)
+            return fail(err, ENOMEM);
+        writer->runs = runs;
+        writer->capacity = capacity;
+    }
+    memmove(&writer->runs[at + 1], &writer->runs[at], (writer->count - at) * sizeof run);
+    writer->runs[at] = run;
+    writer->count++;
+    return 0;
+}
+
+static void runs_delete(struct pv_pfdb_writer *writer, size_t at)
+{
+    writer->count--;
+    memmove(&writer->runs[at], &writer->runs[at + 1], (writer->count - at) * sizeof writer->runs[0]);
+}
+
+/* Index of the first run that begins after `first`. */
+static size_t runs_after(const struct pv_pfdb_writer *writer, uint32_t first)
+{
+    size_t low = 0, high = writer->count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (writer->runs[middle].first > first)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* Gives entries back, joined with their neighbours. Fails only for want of memory, before anything has changed. */
+static int runs_give(struct pv_pfdb_writer *writer, struct run run, int *err)
+{
+    size_t at = runs_after(writer, run.first);
+    int joins_left = at > 0 && writer->runs[at - 1].first + writer->runs[at - 1].count == run.first;
+    int joins_right = at < writer->count && run.first + run.count == writer->runs[at].first;
+
+    if (joins_left && joins_right) {
+        writer->runs[at - 1].count += run.count + writer->runs[at].count;
+        runs_delete(writer, at);
+    } else if (joins_left) {
+        writer->runs[at - 1].count += run.count;
+    } else if (joins_right) {
+        writer->runs[at].first = run.first;
+        writer->runs[at].count += run.count;
+    } else {
+        return runs_insert(writer, at, run, err);
+    }
+    return 0;
+}
+
+/* First fit: runs are few (one a gap between VADs), and low entries stay dense, which keeps their pages few. */
+static int runs_take(struct pv_pfdb_writer *writer, uint32_t count, uint32_t *first)
+{
+    for (size_t i = 0; i < writer->count; i++) {
+        struct run *run = &writer->runs[i];
+
+        if (run->count < count)
+            continue;
+        *first = run->first;
+        run->first += count;
+        run->count -= count;
+        if (!run->count)
+            runs_delete(writer, i);
+        return 0;
+    }
+    return -1;
+}
+
+static int compare_runs(const void *a, const void *b)
+{
+    const struct run *x = a, *y = b;
+
+    return (x->first > y->first) - (x->first < y->first);
+}
+
+/* The runs in use, from the VAD table, sorted. *count of them; the caller frees. */
+static struct run *used_runs(const struct pv_pfdb *db, size_t *count, int *err)
+{
+    struct run *used;
+
+    *count = 0;
+    for (uint32_t v = 1; v < db->max_vads; v++)
+        *count += atomic_load_explicit(&db->vads[v].pages, memory_order_relaxed) != 0;
+    used = calloc(*count ? *count : 1, sizeof *used);
+    if (!used) {
+        *err = ENOMEM;
+        return NULL;
+    }
+    for (uint32_t v = 1, i = 0; v < db->max_vads; v++) {
+        uint32_t pages = atomic_load_explicit(&db->vads[v].pages, memory_order_relaxed);
+
+        if (pages)
+            used[i++] = (struct run){db->vads[v].first_pfe, pages};
+    }
+    qsort(used, *count, sizeof *used, compare_runs);
+    return used;
+}
+
+/* Free runs are the gaps between used ones. EBADMSG when VADs overlap or stick out: the file is not to be believed. */
+static int derive_free_runs(struct pv_pfdb *db, int *err)
+{
+    size_t count;
+    cleanup_free struct run *used = used_runs(db, &count, err);
+    uint32_t next = 1;
+
+    if (!used)
+        return -1;
+    for (size_t i = 0; i < count; i++) {
+        if (used[i].first < next || used[i].count > db->max_pfes - used[i].first)
+            return fail(err, EBADMSG);
+        if (used[i].first > next &&
+            runs_insert(db->writer, db->writer->count, (struct run){next, used[i].first - next}, err))
+            return -1;
+        next = used[i].first + used[i].count;
+    }
+    if (next < db->max_pfes)
+        return runs_insert(db->writer, db->writer->count, (struct run){next, db->max_pfes - next}, err);
+    return 0;
+}
+
+static int start_writing(struct pv_pfdb *db, int *err)
+{
+    db->writer = calloc(1, sizeof *db->writer);
+    if (!db->writer)
+        return fail(err, ENOMEM);
+    db->writer->next_vad = 1;
+    return derive_free_runs(db, err);
+}
+
+static struct pv_pfdb *map_file(int fd, int writer, uint32_t max_vads, uint32_t max_pfes, int *err)
+{
+    struct pv_pfdb *db = calloc(1, sizeof *db);
+
+    if (!db) {
+        *err = ENOMEM;
+        return NULL;
+    }
+    db->max_vads = max_vads;
+    db->max_pfes = max_pfes;
+    db->map_size = file_size(max_vads, max_pfes);
+    db->map = mmap(NULL, db->map_size, writer ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+    if (db->map == MAP_FAILED) {
+        *err = errno;
+        free(db);
+        return NULL;
+    }
+    db->vads = (struct pv_vad *)((char *)db->map + PV_PAGE_SIZE);
+    db->pfes = (pv_pfe *)((char *)db->map + pfes_at(max_vads));
+    return db;
+}
+
+int pv_pfdb_create(int fd, uint32_t max_vads, uint32_t max_pfes, struct pv_pfdb **out, int *err)
+{
+    struct pv_pfdb *db;
+
+    if (!max_vads || !max_pfes || max_vads > MAX_ENTRIES || max_pfes > MAX_ENTRIES)
+        return fail(err, EINVAL);
+    if (ftruncate(fd, 0) || ftruncate(fd, (off_t)file_size(max_vads, max_pfes)))
+        return fail(err, errno);
+    db = map_file(fd, 1, max_vads, max_pfes, err);
+    if (!db)
+        return -1;
+    *(struct header *)db->map = (struct header){MAGIC, max_vads, max_pfes};
+    if (start_writing(db, err)) {
+        pv_pfdb_close(db);
+        return -1;
+    }
+    *out = db;
+    return 0;
+}
+
+int pv_pfdb_open(int fd, int writer, struct pv_pfdb **out, int *err)
+{
+    struct header header;
+    struct stat status;
+    struct pv_pfdb *db;
+
+    if (fstat(fd, &status))
+        return fail(err, errno);
+    if (pread(fd, &header, sizeof header, 0) != sizeof header || header.magic != MAGIC || !header.max_vads ||
+        !header.max_pfes || header.max_vads > MAX_ENTRIES || header.max_pfes > MAX_ENTRIES ||
+        (size_t)status.st_size < file_size(header.max_vads, header.max_pfes))
+        return fail(err, EBADMSG);
+    db = map_file(fd, writer, header.max_vads, header.max_pfes, err);
+    if (!db)
+        return -1;
+    if (writer && start_writing(db, err)) {
+        pv_pfdb_close(db);
+        return -1;
+    }
+    *out = db;
+    return 0;
+}
+
+void pv_pfdb_close(struct pv_pfdb *db)
+{
+    if (!db)
+        return;
+    if (db->writer) {
+        free(db->writer->runs);
+        free(db->writer);
+    }
+    munmap(db->map, db->map_size);
+    free(db);
+}
+
+static int find_free_vad(struct pv_pfdb *db, uint32_t *vad)
+{
+    for (uint32_t i = 0; i < db->max_vads - 1; i++) {
+        uint32_t v = 1 + (db->writer->next_vad - 1 + i) % (db->max_vads - 1);
+
+        if (!atomic_load_explicit(&db->vads[v].pages, memory_order_relaxed)) {
+            *vad = v;
+            return 0;
+        }
+    }
+    return -1;
+}
+
+int pv_pfdb_add(struct pv_pfdb *db, enum pv_source_kind kind, uint32_t source, uint64_t offset, uint32_t pages,
+                uint64_t tag, uint32_t *vad, int *err)
+{
+    struct pv_vad *new;
+    uint32_t index, first;
+
+    if (!pages || kind < PV_SOURCE_ZERO || kind > PV_SOURCE_REMOTE || offset % PV_PAGE_SIZE ||
+        offset > INT64_MAX - (uint64_t)pages * PV_PAGE_SIZE)
+        return fail(err, EINVAL);
+    if (find_free_vad(db, &index) || runs_take(db->writer, pages, &first))
+        return fail(err, ENOSPC);
+    for (uint32_t i = 0; i < pages; i++)
+        atomic_store_explicit(&db->pfes[first + i], pv_pfe_make(index, PV_PFE_ABSENT, 0), memory_order_relaxed);
+    new = &db->vads[index];
+    new->offset = offset;
+    new->first_pfe = first;
+    new->source = source;
+    new->kind = kind;
+    new->tag = tag;
+    atomic_store_explicit(&new->pages, pages, memory_order_release);
+    db->writer->next_vad = index + 1 < db->max_vads ? index + 1 : 1;
+    *vad = index;
+    return 0;
+}
+
+int pv_pfdb_remove(struct pv_pfdb *db, uint32_t vad, int *err)
+{
+    uint32_t pages;
+
+    if (vad == 0 || vad >= db->max_vads)
+        return fail(err, ENOENT);
+    pages = atomic_load_explicit(&db->vads[vad].pages, memory_order_relaxed);
+    if (!pages)
+        return fail(err, ENOENT);
+    if (runs_give(db->writer, (struct run){db->vads[vad].first_pfe, pages}, err))
+        return -1;
+    atomic_store_explicit(&db->vads[vad].pages, 0, memory_order_release);
+    return 0;
+}
+
+void pv_pfdb_usage(const struct pv_pfdb *db, struct pv_pfdb_usage *out)
+{
+    *out = (struct pv_pfdb_usage){.free_runs = db->writer ? db->writer->count : 0};
+    for (uint32_t v = 1; v < db->max_vads; v++) {
+        uint32_t pages = atomic_load_explicit(&db->vads[v].pages, memory_order_acquire);
+
+        out->vads += pages != 0;
+        out->pfes += pages;
+    }
+    out->vad_bytes = out->vads * sizeof(struct pv_vad);
+    out->pfe_bytes = out->pfes * sizeof(pv_pfe);
+}
