@@ -113,7 +113,6 @@ def _details(connection: Connection) -> dict[str, Any]:
 
 def print_status(found: dict[str, Any], fmt: str) -> None:
     """Prints it in a format."""
-    rows = [
-        [key, {True: "yes", False: "no"}.get(v, str(v)) if isinstance(v, bool) else str(v)] for key, v in found.items()
-    ]
+    words = {True: "yes", False: "no"}
+    rows = [[key, words[value] if isinstance(value, bool) else str(value)] for key, value in found.items()]
     output.show(found, fmt, names=(), header=("WHAT", "VALUE"), rows=rows)

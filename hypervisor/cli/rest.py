@@ -25,8 +25,11 @@ from hypervisor.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing costs 8 ms
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
+
+    Write = Callable[[bytes], None]
+    Body = bytes | Callable[[Write], None]
 
 CONNECT_TIMEOUT = 5.0
 QUICK = 30.0  # seconds for a call that only reads state
@@ -193,6 +196,10 @@ def _number(text: str, base: int) -> int:
     return value
 
 
+class _Refused(Exception):
+    """The peer does not take any more of a request. Never leaves this module."""
+
+
 class Connection:
     """One TCP connection to a daemon; a context manager. One request at a time."""
 
@@ -230,39 +237,44 @@ class Connection:
         self,
         method: str,
         where: str,
-        body: bytes | Iterable[bytes] | None = None,
+        body: Body | None = None,
         headers: Iterable[tuple[str, str]] = (),
     ) -> Response:
         """Sends a request and reads the head of its answer, whatever the status.
 
-        :param body: bytes with a length, or pieces that are sent chunked as they come
+        :param body: bytes, or a function that is given another one to write pieces with, which are sent chunked;
+            what it raises goes through, and leaves the request unfinished: close the connection then
         :raises Unavailable: the connection broke
         """
-        whole = body if isinstance(body, bytes) else None
-        pieces = None if isinstance(body, bytes) else body
+        whole = body if isinstance(body, bytes) else b""
         lines = [f"{method} {where} HTTP/1.1", f"Host: {self.endpoint.address}:{self.endpoint.port}"]
         lines += [f"Authorization: Bearer {self.endpoint.token}", *(f"{k}: {v}" for k, v in headers)]
-        if whole is not None:
-            lines.append(f"Content-Length: {len(whole)}")
-        elif pieces is not None:
+        if isinstance(body, bytes):
+            lines.append(f"Content-Length: {len(body)}")
+        elif body is not None:
             lines.append("Transfer-Encoding: chunked")
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         try:
-            self._sock.sendall(head + (whole or b""))
-            if pieces is not None:
-                self._send_pieces(pieces)
-        except OSError as e:
+            self._write(head + whole)
+            if body is not None and not isinstance(body, bytes):
+                body(self._write_piece)
+                self._write(b"0\r\n\r\n")
+        except _Refused as e:
             # A server that refuses an upload answers and closes before it has read all: the answer says why.
-            return self._read_head(e)
+            return self._read_head(e.__cause__)
         return self._read_head()
 
-    def _send_pieces(self, pieces: Iterable[bytes]) -> None:
-        for data in pieces:
-            if data:
-                self._sock.sendall(b"%x\r\n" % len(data) + data + b"\r\n")
-        self._sock.sendall(b"0\r\n\r\n")
+    def _write(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except OSError as e:
+            raise _Refused from e
 
-    def _read_head(self, cause: OSError | None = None) -> Response:
+    def _write_piece(self, data: bytes) -> None:
+        if data:
+            self._write(b"%x\r\n" % len(data) + data + b"\r\n")
+
+    def _read_head(self, cause: BaseException | None = None) -> Response:
         try:
             head = self._reader.until(b"\r\n\r\n").decode("latin-1")
         except Unavailable as e:
@@ -278,7 +290,7 @@ class Connection:
         self,
         method: str,
         where: str,
-        body: bytes | Iterable[bytes] | None = None,
+        body: Body | None = None,
         headers: Iterable[tuple[str, str]] = (),
     ) -> Response:
         """As `request`, but a refusal is raised as what it stands for.
