@@ -37,7 +37,7 @@ def write(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Files that are missing or differ from the digests in the folder's manifest; `manifest.json` itself if unreadable."""
+    """Files that are missing or differ from their digests in the manifest; `manifest.json` itself if unreadable."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         parts = [manifest[part] for part in ("kernel", "initrd", "root")]

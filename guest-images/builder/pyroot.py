@@ -1,6 +1,6 @@
 """The guest's Python: which modules, compiled how, put where.
 
-`GuestPython` runs the unpacked (never installed) interpreter of the guest on this machine, through the guest's own loader.
+`GuestPython` runs the guest's unpacked (never installed) interpreter on this machine, through the guest's own loader.
 """
 
 from __future__ import annotations
@@ -124,6 +124,19 @@ def install_agent(python: GuestPython, agent_parent: Path, root: Path, folder: s
         names.append(".".join(relative.with_suffix("").parts).removesuffix(".__init__"))
     python.ask("compile", jobs=jobs, optimize=0)
     return names
+
+
+def compile_in_place(python: GuestPython, library: Path) -> None:
+    """Puts compiled files beside the sources of a whole library (`__pycache__`), so that no container has to.
+
+    :raises BuildError: a source does not compile
+    """
+    jobs: list[list[str]] = []
+    for source in sorted(library.rglob("*.py")):
+        cached = source.parent / "__pycache__" / f"{source.stem}.cpython-311.pyc"
+        cached.parent.mkdir(exist_ok=True)
+        jobs.append([str(source), str(cached), f"/{LIBRARY}/{source.relative_to(library)}"])
+    python.ask("compile", jobs=jobs, optimize=0)
 
 
 def check_imports(python: GuestPython, root: Path, folder: str, names: Sequence[str]) -> None:

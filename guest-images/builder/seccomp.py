@@ -61,7 +61,7 @@ def check(profile: dict[str, Any]) -> None:
 
 
 def _socket_rules() -> list[dict[str, Any]]:
-    """What may be an argument of socket(2). No two rules overlap: libseccomp defines no order among rules with arguments.
+    """What socket(2) may be called with. No two rules overlap: libseccomp defines no order among those with arguments.
 
     Without CAP_AUDIT_WRITE a netlink audit socket is refused with EINVAL, as in Debian's profile, because programs take
     that as "no audit here". There the kernel's further families (beyond AF_PACKET) are refused altogether; our guests

@@ -37,6 +37,20 @@ def merge(source: Path, target: Path) -> None:
     shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def without_libraries(folder: Path, packages: Sequence[Path]) -> list[Path]:
+    """The ELF files below `folder` that need a library which none of `packages` has."""
+    offered = _offered_libraries(packages)
+    return [p for p in _elf_files(folder) if any(name not in offered for name in elf.needed_libraries(p))]
+
+
 def install_libraries(root: Path, packages: Sequence[Path], *, optional: bool = False) -> None:
     """Copies every shared library that the ELF files below `root` need, and those that these need, and the loader.
 
