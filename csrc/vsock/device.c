@@ -148,6 +148,17 @@ static void on_frontend(struct pv_vsock *v, struct pv_source *source, uint32_t e
         drop_frontend(v, more < 0 ? EPROTO : 0);
 }
 
+/* The descriptor becomes the device's only on success. */
+static int adopt_frontend(struct pv_vsock *v, int fd, int *err)
+{
+    if (pv_watch(v, fd, EPOLLIN | EPOLLRDHUP, &v->frontend_source, err) < 0)
+        return -1;
+    pv_fe_open(&v->fe, fd, v->config.guest_cid, &FE_OPS, v);
+    v->has_frontend = true;
+    pv_gauge(&v->stats.frontend_connected, 1);
+    return 0;
+}
+
 static void on_frontend_connect(struct pv_vsock *v, struct pv_source *source, uint32_t events)
 {
     cleanup_fd int fd = accept4(v->frontend_listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -156,11 +167,8 @@ static void on_frontend_connect(struct pv_vsock *v, struct pv_source *source, ui
     (void)source;
     (void)events;
     /* A second front end is turned away. */
-    if (fd < 0 || v->has_frontend || pv_watch(v, fd, EPOLLIN | EPOLLRDHUP, &v->frontend_source, &err) < 0)
-        return;
-    pv_fe_open(&v->fe, steal_fd(&fd), v->config.guest_cid, &FE_OPS, v);
-    v->has_frontend = true;
-    pv_gauge(&v->stats.frontend_connected, 1);
+    if (fd >= 0 && !v->has_frontend && adopt_frontend(v, fd, &err) == 0)
+        steal_fd(&fd);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------------------------------------------ */
@@ -236,7 +244,8 @@ static int fill_config(struct pv_vsock *v, const struct pv_vsock_config *config,
     v->config.buffer_budget_bytes = OR_DEFAULT(config->buffer_budget_bytes, DEFAULT_BUDGET);
     v->config.request_timeout_ms = OR_DEFAULT(config->request_timeout_ms, DEFAULT_TIMEOUT_MS);
     v->config.linger_timeout_ms = OR_DEFAULT(config->linger_timeout_ms, DEFAULT_TIMEOUT_MS);
-    if (config->guest_cid <= PV_HOST_CID || config->guest_cid >= UINT32_MAX || config->listen_fd < 0) {
+    if (config->guest_cid <= PV_HOST_CID || config->guest_cid >= UINT32_MAX ||
+        (config->listen_fd < 0 && config->frontend_fd < 0)) {
         *err = EINVAL;
         return -1;
     }
@@ -274,13 +283,16 @@ static int open_descriptors(struct pv_vsock *v, int *err)
         *err = errno;
         return -1;
     }
-    if (pv_watch(v, v->stop_fd, EPOLLIN, &v->stop_source, err) < 0 ||
+    if (pv_watch(v, v->stop_fd, EPOLLIN, &v->stop_source, err) < 0)
+        return -1;
+    if (v->config.listen_fd >= 0 &&
         pv_watch(v, v->config.listen_fd, EPOLLIN, &v->frontend_listener.source, err) < 0)
         return -1;
     if (v->config.host_listener_fd >= 0 &&
         pv_watch(v, v->config.host_listener_fd, EPOLLIN, &v->host_listener.source, err) < 0)
         return -1;
-    return 0;
+    /* Last, because it takes the descriptor over. */
+    return v->config.frontend_fd >= 0 ? adopt_frontend(v, v->config.frontend_fd, err) : 0;
 }
 
 int pv_vsock_create(const struct pv_vsock_config *config, struct pv_vsock **out, int *err)

@@ -15,7 +15,8 @@ struct pv_vsock;
 
 /* Every limit may be 0, which means the default beside it. */
 struct pv_vsock_config {
-    int listen_fd;                /* listening Unix socket for the vhost-user front end (QEMU) */
+    int listen_fd;                /* listening Unix socket for the vhost-user front end (QEMU); -1: none */
+    int frontend_fd;              /* a socket already connected to the front end; -1: none. One of the two is needed. */
     int host_listener_fd;         /* listening Unix socket for the host's programs ("CONNECT <port>\n"); -1: none */
     const char *uds_path;         /* a guest's connection to port N goes to the Unix socket "<uds_path>_N"; NULL: refused */
     uint64_t guest_cid;           /* 3 .. 2^32 - 2 */
@@ -52,7 +53,7 @@ struct pv_vsock_stats {
     uint64_t frontend_faults;    /* vhost-user messages refused */
 };
 
-/* Makes a device. Takes over both descriptors on success, on failure they stay the caller's; uds_path is copied.
+/* Makes a device. Takes over the descriptors on success, on failure they stay the caller's; uds_path is copied.
  * Errors: EINVAL (a bad CID or path), ENOMEM, EMFILE and what epoll and eventfd may say. */
 int pv_vsock_create(const struct pv_vsock_config *config, struct pv_vsock **out, int *err);
 
