@@ -1,0 +1,73 @@
+"""What a pod VM controller needs of the VM manager, no more: so that its state machine can be tested by itself.
+
+`hypervisor.controller.vmhost` implements this over `hypervisor.vmm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hypervisor.controller.sizing import VmSize
+from hypervisor.controller.spec import NetworkMode
+from hypervisor.vsock.address import VsockAddress
+
+
+@dataclass(frozen=True, slots=True)
+class VmRequest:
+    """A VM for one pod.
+
+    :ivar directory: the VM's own folder; must not exist, and is the VM manager's from now on
+    :ivar images: read-only disks, as (serial, path)
+    :ivar label: for people: namespace/name
+    """
+
+    directory: Path
+    size: VmSize
+    images: tuple[tuple[str, Path], ...]
+    network: NetworkMode
+    label: str
+
+
+class Machine(Protocol):
+    """A VM that has been started."""
+
+    @property
+    def address(self) -> VsockAddress:
+        """Where its agent listens."""
+
+    async def wait_dead(self) -> str:
+        """Waits until the VM has ended; why, in one line for a user, with the last of its console."""
+
+    def console_tail(self, limit: int) -> bytes:
+        """At most `limit` of the last bytes of the guest's console."""
+
+    def memory_used(self) -> int:
+        """Bytes of host memory that its processes use now."""
+
+    async def stats(self) -> Mapping[str, Any]:
+        """Counters for ``hv top``."""
+
+    async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
+        """Ends it, gracefully through `shutdown` where given; returns when its processes have gone. Never raises."""
+
+    async def remove(self) -> None:
+        """Ends whatever still runs and removes its folder."""
+
+    async def detach(self) -> None:
+        """Lets go of it without ending it."""
+
+
+class Machines(Protocol):
+    """The VM manager."""
+
+    async def start(self, request: VmRequest) -> Machine:
+        """:raises HvError: it could not be started; nothing of it is left"""
+
+    async def adopt(self, directory: Path) -> Machine | None:
+        """The VM that an earlier daemon started there; None when it does not run. Believes nothing unchecked."""
+
+    async def sweep(self, directory: Path) -> None:
+        """Ends every process of the VM there and removes all that it left; harmless when there is nothing."""

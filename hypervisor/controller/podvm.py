@@ -1,0 +1,387 @@
+"""The pod VM controller: the life of one pod, from its acceptance to its removal.
+
+Source: US 11579916: pod VM controllers execute outside the VMs and are the control plane's agents on a host.
+
+Theory of operation
+-------------------
+One task a pod (`run`) walks through these, in order; `PodRecord` says after a crash where to go on::
+
+    images  --> memory --> VM start --> boot, setup --> containers --> (ended) --> archive logs --> VM off --> (closed)
+       ^                                                    |                                                    |
+       +------ back-off <------ VM lost (QEMU, vmx or agent died, or never came up) and                        delete
+                                restartPolicy is not Never; else the pod has Failed                              |
+                                                                                                               (gone)
+
+*Intent* (run, stop, delete) is all that the outside changes. It only grows, is on disk before the caller hears of it,
+and interrupts whatever waits: pulls and back-offs end at once, containers get SIGTERM and their grace period, and a
+delete with no grace period ends the VM without asking.
+
+A daemon that finds a pod of an earlier one: ``closed``: nothing to do. VM alive and ``vm_up``: goes on with it; the
+agent knows which containers run. VM alive without ``vm_up``: killed amid a start, whose progress nobody knows: the VM
+is ended and the pod started anew. VM dead: lost while nobody watched, the same as if it had been seen.
+
+Restarting a *VM* follows the kubelet, which makes a new sandbox for a pod whose sandbox died: every container that the
+policy restarts counts one restart more. The pod's disk is the VM's, so emptyDir volumes begin empty again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import structlog
+
+from hypervisor.controller import store
+from hypervisor.controller.archive import archive_logs, save_console
+from hypervisor.controller.concurrency import first
+from hypervisor.controller.journal import Journal, new_record
+from hypervisor.controller.machine import Machine, VmRequest
+from hypervisor.controller.paths import PodPaths
+from hypervisor.controller.podstatus import phase_of, pod_object
+from hypervisor.controller.pulls import pull_all
+from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running, State, Terminated, Waiting
+from hypervisor.controller.runtime_spec import container_arguments
+from hypervisor.controller.services import Services
+from hypervisor.controller.sizing import vm_size
+from hypervisor.controller.spec import PodSpec
+from hypervisor.controller.store import StoredPod
+from hypervisor.controller.vm_session import Arguments, VmSession, rounded
+from hypervisor.errors import HvError, InvalidInput, VmFailed
+from hypervisor.images.model import Image
+
+LOST_EXIT_CODE = 137
+"""What Kubernetes gives a container that went away with its sandbox."""
+_STRENGTH = {"run": 0, "stop": 1, "delete": 2}
+
+
+class PodVm:
+    """One pod. `run` is to be run as a task; cancelling it lets go of the VM without ending it."""
+
+    def __init__(self, services: Services, stored: StoredPod, pod: PodSpec, paths: PodPaths) -> None:
+        self.stored = stored
+        self.pod = pod
+        self.paths = paths
+        self.size = vm_size(pod)
+        self.machine: Machine | None = None
+        self._sessions = 0
+        self._services = services
+        self._journal = Journal(paths, store.load_record(paths) or new_record(pod), pod.restart_policy)
+        self._intent = asyncio.Event()
+        self._log = structlog.get_logger().bind(pod=f"{pod.namespace}/{pod.name}", uid=stored.uid)
+        self.gone = asyncio.Event()
+
+    # ---- what others see and ask -------------------------------------------------------------------------------------
+
+    @property
+    def journal(self) -> Journal:
+        """The record and its changes."""
+        return self._journal
+
+    def view(self) -> dict[str, Any]:
+        """The ``v1`` Pod object, as of now."""
+        stored = self.stored
+        return pod_object(stored.manifest, self.pod, stored.uid, stored.created, self._journal.record)
+
+    async def request_stop(self, grace_s: float | None = None) -> None:
+        """Containers are to end and the VM to go off; the pod stays listed. On disk on return."""
+        await self._intend("stop", grace_s)
+
+    async def request_delete(self, grace_s: float | None = None) -> None:
+        """As `request_stop`, and then the pod is to be removed."""
+        await self._intend("delete", grace_s)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """While it is open the VM of a pod that has ended waits for a while, so that the reader gets all."""
+        self._sessions += 1
+        try:
+            yield
+        finally:
+            self._sessions -= 1
+            self._journal.topic.publish()
+
+    async def _intend(self, kind: Any, grace_s: float | None) -> None:
+        grace = float(self.pod.grace_s if grace_s is None else grace_s)
+        before = self._journal.record.intent
+        if _STRENGTH[kind] < _STRENGTH[before.kind]:
+            kind = before.kind
+        if before.kind != "run":
+            grace = min(grace, before.grace_s)
+        intent = Intent(kind, grace, before.at if before.kind == kind else time.time())
+        await self._journal.intend(intent)
+        self._intent.set()
+
+    # ---- the life of the pod -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Lives the pod's life; returns when it has been removed."""
+        if self._wanted != "run":
+            self._intent.set()
+        try:
+            if not self._journal.record.closed:
+                await self._live()
+                await self._close()
+            await self._wait_deleted()
+            await self._remove()
+        finally:
+            if self.machine is not None:
+                await self.machine.detach()
+
+    @property
+    def _wanted(self) -> str:
+        return self._journal.record.intent.kind
+
+    async def _live(self) -> None:
+        """Returns when the pod has ended; its VM may still be there."""
+        await self._take_over()
+        deadline = asyncio.create_task(self._enforce_deadline())
+        try:
+            while not self._journal.record.terminal:
+                if self._wanted != "run" and self.machine is None:
+                    break
+                try:
+                    await self._one_vm()
+                except HvError as e:
+                    await self._lost(e)
+        finally:
+            deadline.cancel()
+            await asyncio.gather(deadline, return_exceptions=True)
+        if not self._journal.record.terminal:
+            self._end_stopped()
+
+    async def _take_over(self) -> None:
+        """Finds the VM that an earlier daemon started."""
+        record = self._journal.record
+        machine = await self._adopt()
+        if machine is not None and (record.vm_up or record.terminal):
+            self._services.ledger.hold(self.stored.uid, self.size)
+            self.machine = machine
+            self._log.info("running VM taken over")
+            return
+        if machine is not None or self.paths.vm.exists():
+            self._log.info("leftover VM swept", alive=machine is not None)
+        await self._services.machines.sweep(self.paths.vm)
+        if record.vm_up and not record.terminal:
+            await self._lost(VmFailed("the VM ended while no daemon was running"))
+
+    async def _adopt(self) -> Machine | None:
+        try:
+            return await self._services.machines.adopt(self.paths.vm)
+        except HvError as e:
+            self._log.warning("VM cannot be taken over", error=str(e))
+            return None
+
+    async def _one_vm(self) -> None:
+        """From images to the end of the containers, in one VM."""
+        fresh = self.machine is None
+        if fresh:
+            images = await self._interruptible(self._pull())
+            if images is None:
+                return
+            arguments = self._arguments(images)
+            if arguments is None:
+                return
+            session = await self._interruptible(self._start(images, arguments))
+            if session is None:
+                await self._drop_vm()
+                return
+        else:
+            arguments = self._arguments(await self._stored_images())
+            if arguments is None or self.machine is None:
+                return
+            session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
+        self._log.info("VM is up", timing=dict(self._journal.record.timing))
+        await first(session.run(self._wait_stop), self._wait_killed())
+        self._end_ran()
+
+    async def _interruptible(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of `work`; None, and `work` cancelled, as soon as the pod is no longer wanted."""
+        return await first(work, self._wait_unwanted())
+
+    async def _wait_unwanted(self) -> None:
+        await self._intent.wait()
+
+    async def _wait_stop(self) -> float:
+        """Waits until the pod is no longer wanted; its grace period."""
+        await self._intent.wait()
+        return self._journal.record.intent.grace_s
+
+    async def _wait_killed(self) -> None:
+        """Waits until the pod is to go at once."""
+        await self._wait_record(lambda intent: intent.kind == "delete" and intent.grace_s <= 0)
+
+    async def _wait_record(self, met: Callable[[Intent], bool]) -> None:
+        version = 0
+        while not met(self._journal.record.intent):
+            version = await self._journal.topic.wait_newer(version)
+
+    async def _pull(self) -> dict[str, Image]:
+        began = time.monotonic()
+        images = await pull_all(self.pod, self._services.images, self._journal, self._services.times.backoff)
+        self._journal.update(timing=rounded({"pull": time.monotonic() - began}))
+        return images
+
+    async def _stored_images(self) -> dict[str, Image]:
+        """The images of a VM that runs already: they are on its disks, and their configs are needed for restarts."""
+        return await pull_all(self.pod, self._services.images, self._journal, self._services.times.backoff)
+
+    def _arguments(self, images: dict[str, Image]) -> Arguments | None:
+        """What the agent is to be given for each container; None, and the pod has failed, when it makes no sense."""
+        arguments: dict[str, dict[str, Any]] = {}
+        for container in (*self.pod.init_containers, *self.pod.containers):
+            image = images[container.name]
+            try:
+                arguments[container.name] = container_arguments(container, self.pod, self.stored.uid, image)
+            except InvalidInput as e:
+                reason = "CreateContainerConfigError"
+                self._journal.container(container.name, state=Waiting(reason, str(e)))
+                self._journal.update(phase="Failed", reason=reason, message=str(e))
+                return None
+        return arguments
+
+    async def _start(self, images: dict[str, Image], arguments: Arguments) -> VmSession:
+        """A VM that has been set up.
+
+        :raises HvError: it could not be had; nothing of it is left but what `_lost` clears away
+        """
+        self._services.ledger.promise(self.stored.uid, self.size, self._services.memory_used())
+        queued = time.monotonic()
+        async with self._services.starts:
+            began = time.monotonic()
+            record = self._journal.record
+            timing = {**record.timing, "queue": began - queued}
+            self._journal.update(vm_starts=record.vm_starts + 1, vm_up=False)
+            self.machine = await self._services.machines.start(self._request(images))
+            timing["vm"] = time.monotonic() - began
+            self._journal.update(timing=rounded(timing))
+            session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
+            await session.boot()
+        self._journal.update(reason="", message="")
+        return session
+
+    def _request(self, images: dict[str, Image]) -> VmRequest:
+        disks = {image.serial: image.disk for image in images.values()}
+        return VmRequest(
+            self.paths.vm,
+            self.size,
+            tuple(disks.items()),
+            self.pod.network.mode,
+            f"{self.pod.namespace}.{self.pod.name}",
+        )
+
+    async def _enforce_deadline(self) -> None:
+        if self.pod.deadline_s is None:
+            return
+        left = self.stored.created + self.pod.deadline_s - time.time()
+        await asyncio.sleep(max(0.0, left))
+        message = f"the pod was active for longer than activeDeadlineSeconds ({self.pod.deadline_s})"
+        self._journal.update(reason="DeadlineExceeded", message=message)
+        await self.request_stop()
+
+    # ---- its ends ----------------------------------------------------------------------------------------------------
+
+    def _end_ran(self) -> None:
+        """The containers have ended, for good or because a stop was asked for."""
+        record = self._journal.record
+        if self._wanted == "run":
+            phase = phase_of(record, self.pod.restart_policy)
+            if phase not in ("Succeeded", "Failed"):
+                phase = "Failed"
+            self._journal.update(phase=phase)
+        else:
+            self._end_stopped()
+
+    def _end_stopped(self) -> None:
+        record = self._journal.record
+        ended = [c.state for c in record.containers]
+        good = all(isinstance(s, Terminated) and s.succeeded for s in ended) and not record.reason
+        phase: Phase = "Succeeded" if good else "Failed"
+        never_ran = all(c.ended is None for c in record.containers)
+        changes = {"reason": "Stopped", "message": "stopped before its containers ran"} if never_ran else {}
+        self._journal.update(phase=phase, **({} if record.reason else changes))
+
+    async def _lost(self, error: HvError) -> None:
+        """The VM died or could not be had: what is left of it goes, and the pod fails or waits for another VM."""
+        self._log.warning("VM lost", error=str(error))
+        await self._drop_vm()
+        record = self._journal.record
+        again = self.pod.restart_policy != "Never" and self._wanted == "run"
+        reason = error.reason
+        for container in (*record.init_containers, *record.containers):
+            self._lose(container, reason, str(error), again=again)
+        if not again:
+            self._journal.update(phase="Failed", reason=record.reason or reason, message=str(error), vm_up=False)
+            return
+        ran_s = time.time() - record.vm_up_at if record.vm_up else 0.0
+        delay = self._services.times.backoff.next(record.vm_delay_s, ran_s)
+        message = f"{error}; another VM starts in {delay:g} s"
+        self._journal.update(reason=reason, message=message, vm_up=False, vm_delay_s=delay)
+        await self._interruptible(asyncio.sleep(delay))
+
+    def _lose(self, container: ContainerRecord, reason: str, message: str, *, again: bool) -> None:
+        state: State = container.state
+        is_init = container.name in {c.name for c in self.pod.init_containers}
+        if isinstance(state, Running):
+            state = Terminated(LOST_EXIT_CODE, reason, message, started_ns=state.started_ns, finished_ns=time.time_ns())
+        if not again:
+            self._journal.container(container.name, state=state)
+            return
+        done = isinstance(state, Terminated) and state.succeeded and self.pod.restart_policy == "OnFailure"
+        if done and not is_init:
+            return
+        ended = state if isinstance(state, Terminated) else container.last
+        self._journal.container(container.name, state=Waiting(), last=ended)
+
+    async def _drop_vm(self) -> None:
+        machine, self.machine = self.machine, None
+        if machine is not None:
+            save_console(machine, self.paths)
+            await machine.remove()
+        else:
+            await self._services.machines.sweep(self.paths.vm)
+        self._services.ledger.release(self.stored.uid)
+
+    async def _close(self) -> None:
+        """The pod has ended: its logs are taken out of the VM, and the VM goes."""
+        record = self._journal.record
+        self._log.info("pod has ended", phase=record.phase, reason=record.reason)
+        if self.machine is not None and not self._discard:
+            await first(self._archive(self.machine), self._wait_discard())
+        await self._drop_vm()
+        self._journal.update(closed=True, vm_up=False)
+
+    @property
+    def _discard(self) -> bool:
+        """Nobody wants the logs: the pod is being deleted, and nobody reads them (or it is to go at once)."""
+        intent = self._journal.record.intent
+        return intent.kind == "delete" and (self._sessions == 0 or intent.grace_s <= 0)
+
+    async def _wait_discard(self) -> None:
+        await self._wait_record(lambda _: self._discard)
+
+    async def _archive(self, machine: Machine) -> None:
+        times = self._services.times
+        agent = self._services.connect(machine.address)
+        try:
+            async with asyncio.timeout(times.archive_s):
+                await archive_logs(agent, self.paths)
+        except (HvError, TimeoutError, OSError) as e:
+            self._log.warning("logs could not be archived", error=str(e))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(times.linger_s):
+                await self._wait_no_sessions()
+
+    async def _wait_no_sessions(self) -> None:
+        await self._wait_record(lambda _: self._sessions == 0)
+
+    async def _wait_deleted(self) -> None:
+        await self._wait_record(lambda intent: intent.kind == "delete")
+
+    async def _remove(self) -> None:
+        self._journal.close()
+        await asyncio.to_thread(store.remove, self.paths)
+        self._log.info("pod removed")
+        self.gone.set()

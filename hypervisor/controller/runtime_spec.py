@@ -1,0 +1,174 @@
+"""A container of a pod and its image, as the arguments of the agent's ``container.start`` and ``setup``."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hypervisor.controller.podstatus import GUEST_ADDRESS
+from hypervisor.controller.spec import ContainerSpec, PodSpec, Security
+from hypervisor.errors import InvalidInput
+from hypervisor.images.model import Image, ImageConfig
+
+DATA_DISK = "hv-data"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What QEMU's user-mode network is always made of.
+USER_NETWORK = {"ifname": "eth0", "address": f"{GUEST_ADDRESS}/24", "gateway": "10.0.2.2"}
+USER_DNS = "10.0.2.3"
+ENTROPY_BYTES = 64
+CPU_PERIOD_US = 100_000
+
+_REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
+
+
+def expand(text: str, variables: Mapping[str, str]) -> str:
+    """``$(NAME)`` replaced as Kubernetes does: ``$$`` is ``$``, an unknown name stays as it is written."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return "$"
+        return variables.get(match[1], match[0])
+
+    return _REFERENCE.sub(value, text)
+
+
+def environment(container: ContainerSpec, pod: PodSpec, uid: str) -> dict[str, str]:
+    """The variables of the manifest, in order, each able to refer to those before it."""
+    variables: dict[str, str] = {}
+    for variable in container.env:
+        value = pod_field(variable.field, pod, uid) if variable.field else expand(variable.value, variables)
+        variables[variable.name] = value
+    return variables
+
+
+def pod_field(path: str, pod: PodSpec, uid: str) -> str:
+    """What a ``fieldRef`` to `path` yields; the parser has let only known paths through."""
+    base, bracket, key = path.partition("['")
+    if bracket:
+        return dict(pod.labels if base == "metadata.labels" else pod.annotations).get(key.removesuffix("']"), "")
+    address = GUEST_ADDRESS if pod.network.mode == "user" else ""
+    fields: dict[str, Callable[[], str]] = {
+        "metadata.name": lambda: pod.name,
+        "metadata.namespace": lambda: pod.namespace,
+        "metadata.uid": lambda: uid,
+        "spec.nodeName": lambda: os.uname().nodename,
+        "spec.serviceAccountName": lambda: "default",
+    }
+    if path in ("status.podIP", "status.podIPs"):
+        return address
+    return fields[path]() if path in fields else "127.0.0.1"
+
+
+def command_line(container: ContainerSpec, image: ImageConfig, variables: Mapping[str, str]) -> list[str]:
+    """What to execute: the manifest's command replaces the image's whole, its args only the image's arguments.
+
+    :raises InvalidInput: neither the manifest nor the image says what to run
+    """
+    given = [expand(text, variables) for text in container.args or ()]
+    if container.command is not None:
+        line = [expand(text, variables) for text in container.command] + given
+    else:
+        line = [*image.entrypoint, *(image.cmd if container.args is None else given)]
+    if not line:
+        raise InvalidInput(f"container {container.name}: no command given, and image {container.image} has none")
+    return line
+
+
+def user_of(container: ContainerSpec, image: ImageConfig) -> dict[str, Any] | str:
+    """Who the container runs as: ids where they are known, else a name for the guest to look up in the image.
+
+    :raises InvalidInput: ``runAsNonRoot`` and the user is root, or a name, of which that cannot be known
+    """
+    security = container.security
+    name = image.user or "0"
+    if security.non_root and security.user is None:
+        uid = name.partition(":")[0]
+        if not uid.isdigit():
+            raise InvalidInput(
+                f"container {container.name}: runAsNonRoot, and the image's user is the name {uid!r}; set runAsUser"
+            )
+        if int(uid) == 0:
+            raise InvalidInput(f"container {container.name}: runAsNonRoot, and image {container.image} runs as root")
+    if security.user is None:
+        return _with_groups(name, security)
+    if security.group is None and not security.groups:
+        return str(security.user)
+    return {"uid": security.user, "gid": security.group or 0, "groups": list(security.groups)}
+
+
+def _with_groups(name: str, security: Security) -> dict[str, Any] | str:
+    """The image's user; with supplemental groups only where its ids need no look-up in the guest."""
+    uid, _, gid = name.partition(":")
+    if security.groups and uid.isdigit() and (gid or "0").isdigit():
+        return {"uid": int(uid), "gid": int(gid or 0), "groups": list(security.groups)}
+    return name
+
+
+def container_arguments(container: ContainerSpec, pod: PodSpec, uid: str, image: Image) -> dict[str, Any]:
+    """The arguments of ``container.start``.
+
+    :raises InvalidInput: manifest and image together make no container
+    """
+    security, resources = container.security, container.resources
+    variables = environment(container, pod, uid)
+    env = _image_environment(image.config, pod.hostname) | variables
+    return {
+        "name": container.name,
+        "image_disk": image.serial,
+        "argv": command_line(container, image.config, variables),
+        "env": [f"{name}={value}" for name, value in env.items()],
+        "cwd": container.working_dir or image.config.workdir or "/",
+        "user": user_of(container, image.config),
+        "tty": container.tty,
+        "stdin": container.stdin,
+        "stdin_once": container.stdin_once,
+        "read_only_root": security.read_only_root,
+        "privileged": security.privileged,
+        "capabilities": {"add": list(security.add), "drop": list(security.drop)},
+        "no_new_privileges": security.no_new_privileges,
+        "seccomp": "runtime/default" if security.confined_syscalls else "unconfined",
+        "mounts": [
+            {"volume": m.volume, "path": m.path, "read_only": m.read_only, "sub_path": m.sub_path}
+            for m in container.mounts
+        ],
+        "resources": {
+            "memory_bytes": resources.memory_limit,
+            "cpu_quota_us_per_100ms": _cpu_quota(resources.cpu_limit_millis),
+            "cpu_shares": _cpu_shares(resources.cpu_request_millis),
+        },
+        "stop_signal": image.config.stop_signal or "SIGTERM",
+    }
+
+
+def _image_environment(image: ImageConfig, hostname: str) -> dict[str, str]:
+    variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
+    return variables | {name: value for name, _, value in (text.partition("=") for text in image.env)}
+
+
+def _cpu_quota(millis: int | None) -> int | None:
+    return None if millis is None else max(1000, millis * CPU_PERIOD_US // 1000)  # the kernel takes no less than 1 ms
+
+
+def _cpu_shares(millis: int | None) -> int | None:
+    return None if millis is None else min(max(2, millis * 1024 // 1000), 262_144)
+
+
+def setup_arguments(pod: PodSpec) -> dict[str, Any]:
+    """The arguments of ``setup``: fresh entropy and the host's clock, as of now."""
+    net = None
+    if pod.network.mode == "user":
+        net = USER_NETWORK | {"dns": list(pod.network.dns) or [USER_DNS], "search": list(pod.network.search)}
+    return {
+        "hostname": pod.hostname,
+        "clock_ns": time.time_ns(),
+        "entropy": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
+        "net": net,
+        "data_disk": DATA_DISK,
+        "hosts": [list(alias) for alias in pod.host_aliases],
+        "volumes": [{"name": v.name, "medium": v.medium, "size_bytes": v.size_bytes} for v in pod.volumes],
+        "share_process_namespace": pod.share_process_namespace,
+    }

@@ -1,0 +1,60 @@
+"""What pod VM controllers share on a host, passed explicitly, and the times that they keep to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hypervisor.controller.backoff import BackoffPolicy
+from hypervisor.controller.machine import Machines
+from hypervisor.controller.sizing import MemoryLedger
+from hypervisor.controller.spec import ContainerSpec
+from hypervisor.images.model import Image
+from hypervisor.introspect.agent import AgentClient
+from hypervisor.vsock.address import VsockAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds.
+
+    :ivar boot_s: from QEMU's start to the agent's first answer
+    :ivar agent_s: an agent that does not answer for so long is given up, and its VM with it
+    :ivar linger_s: how long an ended pod's VM waits for sessions that still read from it
+    :ivar archive_s: for taking the logs out of a VM that is about to go
+    """
+
+    boot_s: float = 90.0
+    agent_s: float = 15.0
+    linger_s: float = 10.0
+    archive_s: float = 30.0
+    backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
+
+
+class ImageSource(Protocol):
+    """Where a container's image comes from."""
+
+    async def resolve(self, container: ContainerSpec) -> Image:
+        """The image, pulled if it must be.
+
+        :raises HvError: it cannot be had
+        """
+
+
+@dataclass(frozen=True)
+class Services:
+    """One of each a host.
+
+    :ivar memory_used: bytes of host memory that each pod's VM uses now, by the pod's uid
+    :ivar starts: holds back VM starts, so that those that have begun come to their end
+    """
+
+    machines: Machines
+    images: ImageSource
+    ledger: MemoryLedger
+    starts: asyncio.Semaphore
+    memory_used: Callable[[], Mapping[str, int]]
+    times: Times = Times()
+    connect: Callable[[VsockAddress], AgentClient] = AgentClient

@@ -1,0 +1,130 @@
+"""How big a pod's VM must be, and whether the host can still hold it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisor.controller.quantity import format_bytes
+from hypervisor.controller.spec import ContainerSpec, PodSpec
+from hypervisor.errors import InvalidInput, ResourceExhausted
+
+MIB = 1024 * 1024
+CONTAINER_MEMORY = 128 * MIB
+"""For a container that sets no limit."""
+GUEST_OVERHEAD = 96 * MIB
+"""Kernel, agent and crun of an idle guest; docs/pods.md has the measurement."""
+PROCESS_OVERHEAD = 48 * MIB
+"""QEMU and vmx themselves, beside the guest's RAM."""
+HOST_RESERVE = 256 * MIB
+"""Left to everything else on the host."""
+DEFAULT_DISK = 1024 * MIB
+MIN_DISK = 16 * MIB
+MAX_VCPUS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class VmSize:
+    """What a pod's VM is made of."""
+
+    vcpus: int
+    memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def promised_bytes(self) -> int:
+        """Host memory that the VM may come to use."""
+        return self.memory_bytes + PROCESS_OVERHEAD
+
+
+def vm_size(pod: PodSpec, *, host_cpus: int | None = None) -> VmSize:
+    """The size of a pod's VM: the sum of its containers' limits, and what the guest itself needs.
+
+    Limits above the host's CPUs are held by the containers' quotas; the VM gets no more CPUs than the host has.
+
+    :raises InvalidInput: more CPUs requested than the host has, or a disk too small to hold a file system
+    """
+    cpus = host_cpus or os.cpu_count() or 1
+    requested = sum(c.resources.cpu_request_millis or 0 for c in pod.containers)
+    if requested > cpus * 1000:
+        raise InvalidInput(
+            f"the pod requests {requested}m of CPU; this host has {cpus * 1000}m", where="spec.containers"
+        )
+    wanted = max(_millis(pod.containers), *(_millis([c]) for c in pod.init_containers), 1)
+    memory = max(_memory(pod.containers), *(_memory([c]) for c in pod.init_containers), 0)
+    return VmSize(
+        vcpus=min(-(-wanted // 1000), cpus, MAX_VCPUS),
+        memory_bytes=-(-(memory + GUEST_OVERHEAD) // MIB) * MIB,
+        disk_bytes=_disk(pod),
+    )
+
+
+def _millis(containers: Iterable[ContainerSpec]) -> int:
+    return sum(c.resources.cpu_limit_millis or c.resources.cpu_request_millis or 0 for c in containers)
+
+
+def _memory(containers: Iterable[ContainerSpec]) -> int:
+    limits = (c.resources.memory_limit or max(c.resources.memory_request or 0, CONTAINER_MEMORY) for c in containers)
+    return sum(limits)
+
+
+def _disk(pod: PodSpec) -> int:
+    limits = [c.resources.disk_limit for c in (*pod.init_containers, *pod.containers)]
+    size = pod.disk_bytes or sum(limit or 0 for limit in limits) or DEFAULT_DISK
+    if size < MIN_DISK:
+        raise InvalidInput(f"a disk of {size} bytes; a pod needs {format_bytes(MIN_DISK)} at least", where="spec")
+    return -(-size // MIB) * MIB
+
+
+def available_memory() -> int:
+    """Bytes that the host's kernel says could be used without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    return 0
+
+
+class MemoryLedger:
+    """Memory promised to VMs, so that no two starts count on the same free memory. Not thread-safe.
+
+    A VM's promise holds from before its start until it has ended; what it uses already is missing from the kernel's
+    figure and is counted once (`used`).
+    """
+
+    def __init__(self, *, available: Callable[[], int] = available_memory, reserve: int = HOST_RESERVE) -> None:
+        self._available = available
+        self._reserve = reserve
+        self._promised: dict[str, int] = {}
+
+    def promise(self, uid: str, size: VmSize, used: Mapping[str, int]) -> None:
+        """Promises a VM its memory; harmless if it has been promised already.
+
+        :param used: bytes in use by each VM now, by uid; a VM that is not named is taken to use nothing yet
+        :raises ResourceExhausted: it does not fit
+        """
+        if uid in self._promised:
+            return
+        outstanding = sum(max(0, amount - used.get(other, 0)) for other, amount in self._promised.items())
+        free = max(0, self._available() - self._reserve - outstanding)
+        if size.promised_bytes > free:
+            raise ResourceExhausted(
+                f"the pod's VM needs {_mib(size.promised_bytes)} of memory ({_mib(size.memory_bytes)} for the guest); "
+                f"the host has {_mib(free)} free beside what its {len(self._promised)} other VMs were promised; lower "
+                "resources.limits.memory or remove a pod"
+            )
+        self._promised[uid] = size.promised_bytes
+
+    def hold(self, uid: str, size: VmSize) -> None:
+        """Records the promise of a VM that runs already; never refused."""
+        self._promised[uid] = size.promised_bytes
+
+    def release(self, uid: str) -> None:
+        """The VM has ended; harmless if it had no promise."""
+        self._promised.pop(uid, None)
+
+
+def _mib(count: int) -> str:
+    return f"{count // MIB} MiB"

@@ -1,0 +1,187 @@
+"""One VM of one pod: from the agent's first answer to the end of the last container.
+
+Theory of operation
+-------------------
+::
+
+    boot: agent answers --> setup --> (record: vm_up) --> containers: init ones in turn, then all others
+                                                              |
+                              every one has ended for good <--+--> a stop was asked for: SIGTERM, grace, SIGKILL
+
+All of it races against the VM's death: whatever waits for the agent is given up as soon as QEMU or vmx has ended, and
+the reason is the VM's, not "the connection broke".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from hypervisor.controller.concurrency import first, together
+from hypervisor.controller.feed import AgentFeed, Instance
+from hypervisor.controller.journal import Journal
+from hypervisor.controller.keeper import ContainerKeeper, Vm, terminated
+from hypervisor.controller.machine import Machine
+from hypervisor.controller.record import Terminated
+from hypervisor.controller.runtime_spec import setup_arguments
+from hypervisor.controller.services import Services
+from hypervisor.controller.spec import ContainerSpec, PodSpec
+from hypervisor.errors import HvError, Unavailable, VmFailed
+from hypervisor.introspect.agent import AgentClient
+
+BOOT_POLL_S = 0.05
+DEATH_NOTICE_S = 2.0
+"""After the agent's connection broke: how long to wait for the news that the VM has died, which tells more."""
+
+
+Stop = Callable[[], Coroutine[Any, Any, float]]
+Arguments = Mapping[str, dict[str, Any]]
+"""What ``container.start`` is to be given, by container."""
+
+
+class VmSession:
+    """Drives the containers of one running VM."""
+
+    def __init__(
+        self, services: Services, pod: PodSpec, journal: Journal, machine: Machine, arguments: Arguments
+    ) -> None:
+        self._services = services
+        self._pod = pod
+        self._journal = journal
+        self._machine = machine
+        self._arguments = arguments
+        self.agent: AgentClient = services.connect(machine.address)
+        self._vm = Vm(self.agent, AgentFeed(self.agent, patience_s=services.times.agent_s))
+
+    async def boot(self) -> None:
+        """Waits for the agent and sets the guest up.
+
+        :raises VmFailed: the VM died, or its agent never answered; with the last of the console
+        """
+        await self._while_alive(self._boot())
+
+    async def run(self, stop: Stop) -> None:
+        """Runs the containers until all have ended for good, or `stop` returns and has been obeyed.
+
+        :param stop: waits until a stop is asked for, and gives its grace period in seconds
+        :raises VmFailed: the VM died or its agent does not answer
+        """
+        await self._while_alive(self._run(stop))
+
+    async def _while_alive(self, work: Coroutine[Any, Any, None]) -> None:
+        death = asyncio.create_task(self._raise_death())
+        try:
+            await first(self._shielded(death), work)
+        except (Unavailable, VmFailed) as e:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(death, DEATH_NOTICE_S)
+            raise e if isinstance(e, VmFailed) else VmFailed(str(e)) from e
+        finally:
+            death.cancel()
+            await asyncio.gather(death, return_exceptions=True)
+
+    @staticmethod
+    async def _shielded(task: asyncio.Task[NoReturn]) -> None:
+        await asyncio.wait({task})
+        task.result()
+
+    async def _raise_death(self) -> NoReturn:
+        raise VmFailed(await self._machine.wait_dead())
+
+    async def _boot(self) -> None:
+        began = time.monotonic()
+        await self._wait_agent(began + self._services.times.boot_s)
+        answered = time.monotonic()
+        await self.agent.setup(setup_arguments(self._pod))
+        timing = {"boot": answered - began, "setup": time.monotonic() - answered}
+        record = self._journal.record
+        self._journal.update(vm_up=True, vm_up_at=time.time(), timing=rounded({**record.timing, **timing}))
+
+    async def _wait_agent(self, deadline: float) -> None:
+        while True:
+            try:
+                await self.agent.hello(timeout=max(1.0, min(5.0, deadline - time.monotonic())))
+                return
+            except Unavailable as e:
+                if time.monotonic() > deadline:
+                    seconds = self._services.times.boot_s
+                    raise VmFailed(
+                        f"the guest did not reach its agent within {seconds:g} s{console_excerpt(self._machine)}"
+                    ) from e
+            await asyncio.sleep(BOOT_POLL_S)
+
+    async def _run(self, stop: Stop) -> None:
+        await first(self._vm.feed.run(), self._run_fed(stop))
+
+    async def _run_fed(self, stop: Stop) -> None:
+        await self._vm.feed.wait_ready()
+        grace_s = await first(self._containers(), stop())
+        if grace_s is not None:
+            await self._stop(grace_s)
+
+    async def _containers(self) -> None:
+        if not self._main_containers_began():
+            for container in self._pod.init_containers:
+                ended = await self._keep(container, init=True)
+                if not ended.succeeded:
+                    return
+        began = time.monotonic()
+        await first(together(*(self._keep(c) for c in self._pod.containers)), self._note_started(began))
+
+    def _main_containers_began(self) -> bool:
+        return any(self._vm.feed.latest(c.name) for c in self._pod.containers)
+
+    async def _keep(self, container: ContainerSpec, *, init: bool = False) -> Terminated:
+        policy = self._pod.restart_policy
+        if init and policy == "Always":
+            policy = "OnFailure"  # an init container that has succeeded is done
+        arguments = self._arguments[container.name]
+        return await ContainerKeeper(self._vm, self._journal, arguments, policy, self._services.times.backoff).run()
+
+    async def _note_started(self, began: float) -> NoReturn:
+        version = 0
+        while not all(self._vm.feed.latest(c.name) for c in self._pod.containers):
+            version = await self._journal.topic.wait_newer(version)
+        timing = {**self._journal.record.timing, "containers": time.monotonic() - began}
+        self._journal.update(timing=rounded(timing))
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def _stop(self, grace_s: float) -> None:
+        names = [c.name for c in (*self._pod.init_containers, *self._pod.containers)]
+        await together(*(self._stop_one(name, grace_s) for name in names))
+
+    async def _stop_one(self, name: str, grace_s: float) -> None:
+        known = self._vm.feed.latest(name)
+        if known is not None and not known.exited:
+            try:
+                await self.agent.stop(name, grace_s)
+            except Unavailable:
+                raise
+            except HvError:
+                pass  # it ended by itself meanwhile
+            known = await self._vm.feed.wait_exit(name, known.started_ns)
+        self._record_stopped(name, known)
+
+    def _record_stopped(self, name: str, known: Instance | None) -> None:
+        record = self._journal.record.container(name)
+        if isinstance(record.state, Terminated):
+            return
+        ended = terminated(known) if known is not None else record.last
+        if ended is not None:
+            self._journal.container(name, state=ended, exited_at=time.time())
+
+
+def rounded(timing: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds are enough."""
+    return {phase: round(seconds, 3) for phase, seconds in timing.items()}
+
+
+def console_excerpt(machine: Machine, limit: int = 600) -> str:
+    """The last lines of the guest's console, for an error's message; empty when there are none."""
+    lines = machine.console_tail(limit).decode("utf-8", "replace").split("\n")
+    text = " | ".join(line.strip() for line in lines if line.strip())
+    return f"; last of the console: {text}" if text else "; its console is empty"
