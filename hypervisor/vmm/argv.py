@@ -1,0 +1,161 @@
+"""QEMU's command line: a pure function of a `Machine`. Golden files in tests/unit/vmm/golden show each variant.
+
+QEMU gets every socket and disk as an inherited descriptor with a fixed number (`Fd`), never as a path: it needs no
+right to any file or socket of the host beyond its own firmware and the guest's kernel, and no name can be misparsed. A disk's
+path is repeated as its descriptor set's ``opaque`` text, for people and for `sweep`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hypervisor.vmm.config import MIB
+
+Accelerator = Literal["kvm", "tcg"]
+VsockPath = Literal["kernel", "vhost-user"]
+
+#: what QEMU 7.2 and later refuse to do once set up; ``spawn`` also keeps it from executing a shell
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+#: translated code cache. QEMU's own default is up to 1 GiB, which no cgroup of a small pod could hold; the size made no
+#: difference to speed beyond noise
+TCG_CACHE_MIB = 128
+
+KERNEL_ARGUMENTS = (
+    "console=ttyS0", "quiet", "panic=-1", "rcupdate.rcu_expedited=1", "tsc=reliable", "no_timer_check",
+    "random.trust_cpu=on", "audit=0",
+)  # fmt: skip
+
+
+class Fd(enum.IntEnum):
+    """Numbers of the descriptors that QEMU inherits."""
+
+    QMP = 10  # listening Unix socket
+    CONSOLE = 11  # connected to vmx
+    VSOCK = 12  # connected to vmx (vhost-user), or /dev/vhost-vsock
+    DISKS = 20  # the first disk's; the others follow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A disk as QEMU sees it; `fd` is open on the raw image at `path`."""
+
+    serial: str
+    path: Path
+    read_only: bool
+    fd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """All that the command line depends on.
+
+    :param mac: None: no network device
+    """
+
+    qemu: Path
+    name: str
+    accelerator: Accelerator
+    memory_bytes: int
+    vcpus: int
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    disks: tuple[Disk, ...]
+    vsock: VsockPath
+    cid: int
+    mac: str | None
+
+
+def render_argv(machine: Machine) -> tuple[str, ...]:
+    """The command line, program first."""
+    return (
+        str(machine.qemu), *_base(machine), *_cpu_and_memory(machine), *_boot(machine), *_monitor(), *_console(),
+        *_vsock(machine), *_net(machine), *(word for disk in machine.disks for word in _disk(disk)),
+    )  # fmt: skip
+
+
+def kernel_command_line(extra: tuple[str, ...]) -> str:
+    """`KERNEL_ARGUMENTS` and the caller's."""
+    return " ".join((*KERNEL_ARGUMENTS, *extra))
+
+
+def mac_of(cid: int) -> str:
+    """A locally administered address that is as unique on the host as the CID."""
+    return "52:54:" + ":".join(f"{byte:02x}" for byte in (cid & 0xFFFFFFFF).to_bytes(4, "big"))
+
+
+def _base(machine: Machine) -> tuple[str, ...]:
+    return (
+        "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", SANDBOX, "-msg", "timestamp=on",
+        "-name", f"guest={machine.name},debug-threads=on",
+        # a guest that panics or reboots ends; `RunningVm.reset` lifts this for as long as it needs
+        "-no-reboot",
+    )  # fmt: skip
+
+
+def _cpu_and_memory(machine: Machine) -> tuple[str, ...]:
+    memory = f"{machine.memory_bytes // MIB}M"
+    accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,tb-size={TCG_CACHE_MIB}"
+    return (
+        "-machine", "pc,memory-backend=ram,vmport=off,hpet=off,graphics=off", "-accel", accelerator,
+        "-cpu", "host" if machine.accelerator == "kvm" else "max", "-smp", f"{machine.vcpus},maxcpus={machine.vcpus}",
+        # shared: vhost-user back ends map the same memory
+        "-m", memory, "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
+    )  # fmt: skip
+
+
+def _boot(machine: Machine) -> tuple[str, ...]:
+    return ("-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.cmdline)
+
+
+def _monitor() -> tuple[str, ...]:
+    return ("-chardev", f"socket,id=qmp,fd={Fd.QMP:d},server=on,wait=off", "-mon", "chardev=qmp,mode=control")
+
+
+def _console() -> tuple[str, ...]:
+    return ("-chardev", f"socket,id=console,fd={Fd.CONSOLE:d}", "-serial", "chardev:console")
+
+
+def _vsock(machine: Machine) -> tuple[str, ...]:
+    if machine.vsock == "kernel":
+        return ("-device", f"vhost-vsock-pci,id=vsock,guest-cid={machine.cid},vhostfd={Fd.VSOCK:d}")
+    return (
+        "-chardev", f"socket,id=vsock,fd={Fd.VSOCK:d}",
+        "-device", "vhost-user-vsock-pci,id=vsock0,chardev=vsock",
+    )  # fmt: skip
+
+
+def _net(machine: Machine) -> tuple[str, ...]:
+    if machine.mac is None:
+        return ()
+    # without romfile= QEMU loads a network boot ROM and SeaBIOS runs it
+    device = f"virtio-net-pci,id=net0,netdev=user,mac={machine.mac},romfile="
+    return ("-netdev", "user,id=user,ipv6=off", "-device", device)
+
+
+def _disk(disk: Disk) -> tuple[str, ...]:
+    node = f"disk{disk.fd}"
+    file = {"driver": "file", "filename": f"/dev/fdset/{disk.fd}", "read-only": disk.read_only}
+    if disk.read_only:
+        file["locking"] = "off"  # many VMs read the same image
+    else:
+        file["discard"] = "unmap"  # what the guest deletes and trims, the host gets back
+    node_options = {"driver": "raw", "node-name": node, "read-only": disk.read_only, "file": file}
+    if not disk.read_only:
+        node_options["discard"] = "unmap"
+    # A host disk that is full stops the VM instead of breaking the guest's file system: it goes on once there is space.
+    policy = "rerror=report" if disk.read_only else "werror=enospc,rerror=report"
+    return (
+        "-add-fd", f"fd={disk.fd},set={disk.fd},opaque={_escape(str(disk.path))}",
+        "-blockdev", json.dumps(node_options, separators=(",", ":")),
+        "-device", f"virtio-blk-pci,drive={node},serial={disk.serial},{policy}",
+    )  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    """`text` as the value of a comma-separated option."""
+    return text.replace(",", ",,")

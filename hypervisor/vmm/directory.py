@@ -1,0 +1,164 @@
+"""A VM's state folder: what is where, and how it is made so that its content can be trusted.
+
+The directory and all files in it belong to hostd's user. A VM's own user may pass through it (vmx has it as its root and connects to
+``vsock.sock_<port>``), but can create, replace and read nothing there: logs, disk and sockets reach its processes as descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisor.errors import Conflict, HvError, InvalidInput, ResourceExhausted
+from hypervisor.vmm import records
+
+#: ``sun_path`` less its final NUL, less the longest name that is made in the directory (``vsock.sock_4294967295``, and the slash)
+MAX_PATH = 107 - 22
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """``start_time`` in clock ticks since boot (field 22 of ``/proc/<pid>/stat``); with the pid it names one process for ever."""
+
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Content of ``processes.json``; written each time before the next process is started."""
+
+    vmx: ProcessRecord | None = None
+    qemu: ProcessRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VmDirectory:
+    """Names in a VM's state folder at absolute `path`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def processes(self) -> Path:
+        return self.path / "processes.json"
+
+    @property
+    def disk(self) -> Path:
+        return self.path / "disk.img"
+
+    @property
+    def console_log(self) -> Path:
+        return self.path / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.path / "qemu.log"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.path / "qmp.sock"
+
+    @property
+    def vsock_socket(self) -> Path:
+        return self.path / "vsock.sock"
+
+    @property
+    def vhost_socket(self) -> Path:
+        return self.path / "vhost.sock"
+
+    @property
+    def vmx_socket(self) -> Path:
+        return self.path / "vmx.sock"
+
+    def check_path(self) -> None:
+        """Refuse a path that no socket would fit in.
+
+        :raises InvalidInput: relative, or longer than `MAX_PATH` bytes
+        """
+        if not self.path.is_absolute():
+            raise InvalidInput(f"{self.path} is relative; give an absolute path", where="directory")
+        if len(os.fsencode(self.path)) > MAX_PATH:
+            raise InvalidInput(
+                f"{self.path} is longer than {MAX_PATH} bytes, too long for Unix sockets in it; "
+                "choose a shorter state directory (--state-dir)", where="directory",
+            )  # fmt: skip
+
+    def create(self, *, gid: int | None) -> None:
+        """Make the directory, searchable by group `gid`.
+
+        :raises Conflict: it exists
+        """
+        try:
+            self.path.mkdir(mode=0o700)
+        except FileExistsError as e:
+            raise Conflict(f"{self.path} exists; another VM uses it, or its leftovers were not swept") from e
+        except OSError as e:
+            raise disk_error(e, f"cannot make {self.path}") from e
+        if gid is not None:
+            os.chown(self.path, -1, gid)
+            self.path.chmod(0o710)
+
+    def remove(self) -> None:
+        """Delete the directory with all in it; harmless when it is gone."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.exists():
+            raise Conflict(f"cannot delete {self.path}; look at its owner and mounts")
+
+    def listen(self, path: Path) -> socket.socket:
+        """A listening Unix socket at `path`, which only hostd's user may connect to."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            os.fchmod(listener.fileno(), 0o600)  # before bind: it is the node's mode from its first moment
+            listener.bind(str(path))
+            listener.listen(128)
+        except OSError as e:
+            listener.close()
+            raise disk_error(e, f"cannot make the socket {path}") from e
+        return listener
+
+    def open_log(self, path: Path) -> int:
+        """A new empty log, open for reading and writing."""
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as e:
+            raise disk_error(e, f"cannot make {path}") from e
+
+    def write_processes(self, processes: Processes) -> None:
+        """Record which processes are this VM's; the old record or the new one survives a crash, whole."""
+        write_atomically(self.processes, records.dumps(processes))
+
+    def read_processes(self) -> Processes:
+        """What was recorded last; nothing when there is no record, or none that can be read."""
+        try:
+            return records.loads(Processes, self.processes.read_bytes(), where=str(self.processes))
+        except (OSError, InvalidInput):
+            return Processes()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` with `text`: a reader or a crash sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.unlink(missing_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 -- opened above with its mode
+            file.write(text)
+        temporary.replace(path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(e, f"cannot write {path}") from e
+
+
+def disk_error(error: OSError, what: str) -> HvError:
+    """`error` from making a file, as one of ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"{what}: the host's disk is full; free some space")
+    return HvError(f"{what}: {error.strerror}")

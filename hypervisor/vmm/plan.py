@@ -1,0 +1,170 @@
+"""`plan_launch`: what a VM's start will do, as a value that can be printed, tested and kept.
+
+``config.json`` in the VM's directory is the plan. Nothing on the host has changed when one was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisor.vmm import argv as qemu_argv
+from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, VsockPath
+from hypervisor.vmm.capabilities import HostCapabilities
+from hypervisor.vmm.cgroup import Cgroups, Layout, Limits
+from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, DataDisk, VmConfig
+from hypervisor.vmm.confine import Confinement, confined_argv, qemu_view
+from hypervisor.vmm.directory import VmDirectory
+from hypervisor.vmm.identity import VmIdentity
+from hypervisor.vsock.address import KernelVsock, UnixVsock, VsockAddress
+
+#: what a VM's processes take beside the guest's RAM: QEMU's own memory and translated code, vmx, page tables
+OVERHEAD = (qemu_argv.TCG_CACHE_MIB + 192) * MIB
+#: QEMU's threads beside the CPUs' (its block layer has up to 64 workers), and vmx's
+OVERHEAD_PIDS = 128
+#: environment variable by which `sweep` knows a VM's QEMU
+MARK = "PODVISOR_VM"
+_QEMU_FILES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupPlan:
+    """The VM's cgroup: where, and its limits (the guest's and `OVERHEAD`)."""
+
+    layout: Layout
+    scope: str
+    name: str
+    limits: Limits
+
+    def cgroups(self) -> Cgroups:
+        """The trees it is made in."""
+        return Cgroups(self.layout, self.scope)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmxPlan:
+    """What the VM's device process is told; see `hypervisor.vmx`.
+
+    :param guest_cid: of the vhost-user vsock device that it serves; None: the kernel's is used
+    """
+
+    guest_cid: int | None
+    log_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """
+    :param argv: QEMU's command line before confinement
+    :param disks: in the order of the guest's /dev/vd*
+    """
+
+    name: str
+    directory: Path
+    identity: VmIdentity
+    accelerator: Accelerator
+    vsock: VsockPath
+    argv: tuple[str, ...]
+    disks: tuple[Disk, ...]
+    data_disk: DataDisk | None
+    mke2fs: Path | None
+    vmx: VmxPlan
+    confinement: Confinement
+    cgroup: CgroupPlan
+
+    @property
+    def files(self) -> VmDirectory:
+        """Names in the VM's directory."""
+        return VmDirectory(self.directory)
+
+    @property
+    def address(self) -> VsockAddress:
+        """Where the guest's virtual sockets are reached."""
+        if self.vsock == "kernel":
+            return KernelVsock(self.identity.cid)
+        return UnixVsock(self.files.vsock_socket)
+
+    def spawned_argv(self) -> list[str]:
+        """What is executed: the confinement's launcher, which becomes QEMU."""
+        return confined_argv(self.confinement, self.argv)
+
+
+def plan_launch(
+    config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity
+) -> LaunchPlan:
+    """Decide everything about a start; a pure function but for looking at which of QEMU's own files exist.
+
+    :param directory: the VM's state folder to be; absolute, must not exist when it is started
+    :param identity: of `IdentityPool.take`
+    :raises InvalidInput: the path is too long for sockets
+    :raises HostUnfit: KVM is wished for and does not work
+    """
+    VmDirectory(directory).check_path()
+    accelerator = capabilities.choose_accelerator(config.accelerator)
+    disks = _disks(config, directory)
+    machine = Machine(
+        qemu=capabilities.qemu, name=config.name, accelerator=accelerator, memory_bytes=config.memory_bytes,
+        vcpus=config.vcpus, kernel=config.guest.kernel, initrd=config.guest.initrd,
+        cmdline=qemu_argv.kernel_command_line(config.kernel_arguments), disks=disks, vsock=capabilities.vsock,
+        cid=identity.cid, mac=qemu_argv.mac_of(identity.cid) if config.net == "user" else None,
+    )  # fmt: skip
+    cgroup = _cgroup(config, capabilities, directory)
+    return LaunchPlan(
+        name=config.name, directory=directory, identity=identity, accelerator=accelerator, vsock=capabilities.vsock,
+        argv=qemu_argv.render_argv(machine), disks=disks, data_disk=config.data_disk, mke2fs=capabilities.mke2fs,
+        vmx=VmxPlan(
+            guest_cid=None if capabilities.vsock == "kernel" else identity.cid, log_bytes=config.console_bytes
+        ),
+        confinement=_confinement(config, capabilities, machine, directory, identity, cgroup), cgroup=cgroup,
+    )  # fmt: skip
+
+
+def _disks(config: VmConfig, directory: Path) -> tuple[Disk, ...]:
+    wanted = [(ROOT_SERIAL, config.guest.root, True)]
+    if config.data_disk is not None:
+        wanted.append((DATA_SERIAL, VmDirectory(directory).disk, False))
+    wanted += [(d.serial, d.path, True) for d in config.image_disks]
+    return tuple(
+        Disk(serial=serial, path=path, read_only=read_only, fd=Fd.DISKS + i)
+        for i, (serial, path, read_only) in enumerate(wanted)
+    )
+
+
+def cgroup_name(directory: Path) -> str:
+    """The VM's cgroup, by its directory alone: found again without any file."""
+    return f"vm-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}"
+
+
+def _cgroup(config: VmConfig, capabilities: HostCapabilities, directory: Path) -> CgroupPlan:
+    quota = None if config.cpu_limit is None else max(1000, round(config.cpu_limit * 100_000))
+    limits = Limits(
+        memory_bytes=config.memory_bytes + OVERHEAD, cpu_quota_us=quota, pids=config.vcpus + OVERHEAD_PIDS
+    )
+    return CgroupPlan(
+        layout=capabilities.cgroup_layout, scope=capabilities.cgroup_scope, name=cgroup_name(directory), limits=limits
+    )
+
+
+def _confinement(
+    config: VmConfig, capabilities: HostCapabilities, machine: Machine, directory: Path, identity: VmIdentity,
+    cgroup: CgroupPlan,
+) -> Confinement:  # fmt: skip
+    support = capabilities.confinement
+    private = support.private_root
+    view = (*qemu_view(machine.qemu), machine.kernel, machine.initrd) if private else ()
+    return Confinement(
+        uid=identity.uid, gid=identity.uid, cgroups=cgroup.cgroups().paths(cgroup.name).directories,
+        private_root=private, user_namespace=support.user_namespace, ro_binds=view,
+        devices=("kvm",) if private and machine.accelerator == "kvm" else (),
+        new_network=private and config.net == "none", rlimits=(("core", 0), ("nofile", _QEMU_FILES)),
+        keep_fds=tuple(sorted((Fd.QMP, Fd.CONSOLE, Fd.VSOCK, *(d.fd for d in machine.disks)))),
+        environment=environment(directory),
+    )  # fmt: skip
+
+
+def environment(directory: Path) -> tuple[tuple[str, str], ...]:
+    """All of QEMU's environment."""
+    return (("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), (MARK, str(directory)))
+
