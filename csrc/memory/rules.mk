@@ -1,19 +1,24 @@
-# Page-frame database and address spaces. No program of its own yet: the fault server in vmx will be built on them.
-MEMORY_SOURCES := memory/pfdb.c memory/space.c
+# Page-frame database, address spaces, the fault server, and the library that is preloaded into QEMU.
+MEMORY_SOURCES := memory/pfdb.c memory/space.c memory/fault.c
 MEMORY_HEADERS := $(wildcard memory/*.h) common/cleanup.h
-MEMORY_TEST := $(TESTS_DIR)/memory/test_space.c
+MEMORY_TESTS := $(TESTS_DIR)/memory
 
-TESTS += $(OUT)/test-memory
-$(OUT)/test-memory: $(MEMORY_TEST) $(MEMORY_SOURCES) $(MEMORY_HEADERS)
-	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=address,undefined -o $@ $(MEMORY_TEST) $(MEMORY_SOURCES) -lpthread
+PROGRAMS += $(LIBEXEC)/hv-ram.so
+$(LIBEXEC)/hv-ram.so: memory/preload.c
+	$(CC) $(WARNINGS) $(HARDENING) $(CFLAGS) -shared -fPIC -o $@ $< -ldl
 
-TSAN_TESTS += $(OUT)/test-memory-tsan
-$(OUT)/test-memory-tsan: $(MEMORY_TEST) $(MEMORY_SOURCES) $(MEMORY_HEADERS)
-	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=thread -o $@ $(MEMORY_TEST) $(MEMORY_SOURCES) -lpthread
+TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault
+TSAN_TESTS += $(OUT)/tsan-memory-space $(OUT)/tsan-memory-fault
+
+$(OUT)/test-memory-%: $(MEMORY_TESTS)/test_%.c $(MEMORY_SOURCES) $(MEMORY_HEADERS)
+	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=address,undefined -o $@ $< $(MEMORY_SOURCES) -lpthread
+
+$(OUT)/tsan-memory-%: $(MEMORY_TESTS)/test_%.c $(MEMORY_SOURCES) $(MEMORY_HEADERS)
+	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=thread -o $@ $< $(MEMORY_SOURCES) -lpthread
 
 CLANG_CHECKS += memory-clang-check
 .PHONY: memory-clang-check
 memory-clang-check:
-	$(CLANG) $(WARNINGS) $(HARDENING) -O1 -fsyntax-only $(MEMORY_SOURCES)
+	$(CLANG) $(WARNINGS) $(HARDENING) -O1 -fsyntax-only $(MEMORY_SOURCES) memory/preload.c
 
 COVERED += memory

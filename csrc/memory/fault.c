@@ -1,0 +1,548 @@
+/* See fault.h for the theory of operation. */
+#include "fault.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../common/cleanup.h"
+
+#define MESSAGES 16 /* read at once: what several vCPUs and back ends may have asked meanwhile */
+
+enum page_state { ABSENT, PRESENT, REMOVED };
+
+struct source {
+    int used;
+    const char *map;
+    uint64_t bytes; /* mapped, a multiple of the page size; a last partial page is zero-filled by the kernel */
+};
+
+struct range {
+    int uffd;
+    uint64_t start, length, offset;
+};
+
+struct pv_fault {
+    struct pv_fault_config config;
+    uint64_t pages;
+    struct source sources[PV_FAULT_SOURCES];
+    struct range ranges[PV_FAULT_RANGES];
+    _Atomic(int) range_count; /* published with release after the range was written; ranges are never removed */
+    pthread_mutex_t adding;
+    int wake; /* eventfd: stop, or a new range */
+    _Atomic(int) stopping;
+    _Atomic(uint8_t) *state; /* [pages] */
+    uint32_t *record;
+    _Atomic(uint64_t) recorded;
+    struct pv_reader *serving, *prefetching;
+    pthread_mutex_t prefetch_lock;
+    char reason[256];
+    _Atomic(uint64_t) faults, pages_copied, pages_zeroed, already_there, removed_pages, prefetch_count;
+    _Atomic(uint64_t) latency[PV_FAULT_BUCKETS];
+};
+
+/* A run of pages of RAM that one ioctl can fill. */
+struct run {
+    uint64_t page, count;
+    const char *data; /* NULL: zeroes */
+};
+
+static int fail(int *err, int code)
+{
+    *err = code;
+    return -1;
+}
+
+static __attribute__((format(printf, 2, 3))) int give_up(struct pv_fault *server, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    vsnprintf(server->reason, sizeof server->reason, format, arguments);
+    va_end(arguments);
+    return -1;
+}
+
+static void count(_Atomic(uint64_t) *counter, uint64_t n)
+{
+    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- making and taking apart ----------------------------------------------------------------------------------------- */
+
+static int allocate(struct pv_fault *server)
+{
+    server->state = calloc(server->pages, 1);
+    server->record = calloc(server->config.record_pages ? server->config.record_pages : 1, sizeof *server->record);
+    return server->state && server->record ? 0 : -1;
+}
+
+int pv_fault_create(const struct pv_fault_config *config, struct pv_fault **out, int *err)
+{
+    struct pv_fault *server;
+    uint32_t around = config->around_pages;
+
+    if (!config->ram_bytes || config->ram_bytes % PV_PAGE_SIZE || !around || around & (around - 1) || around > 512)
+        return fail(err, EINVAL);
+    server = calloc(1, sizeof *server);
+    if (!server)
+        return fail(err, ENOMEM);
+    server->config = *config;
+    server->pages = config->ram_bytes >> PV_PAGE_SHIFT;
+    server->wake = -1;
+    pthread_mutex_init(&server->adding, NULL);
+    pthread_mutex_init(&server->prefetch_lock, NULL);
+    *err = ENOMEM;
+    if (allocate(server) || pv_space_add_reader(config->space, &server->serving, err) ||
+        pv_space_add_reader(config->space, &server->prefetching, err)) {
+        pv_fault_destroy(server);
+        return -1;
+    }
+    server->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (server->wake < 0) {
+        *err = errno;
+        pv_fault_destroy(server);
+        return -1;
+    }
+    *out = server;
+    return 0;
+}
+
+void pv_fault_destroy(struct pv_fault *server)
+{
+    if (!server)
+        return;
+    for (int i = 0; i < atomic_load(&server->range_count); i++)
+        close(server->ranges[i].uffd);
+    for (int i = 0; i < PV_FAULT_SOURCES; i++)
+        if (server->sources[i].map)
+            munmap((void *)server->sources[i].map, server->sources[i].bytes);
+    if (server->serving)
+        pv_space_remove_reader(server->config.space, server->serving);
+    if (server->prefetching)
+        pv_space_remove_reader(server->config.space, server->prefetching);
+    if (server->wake >= 0)
+        close(server->wake);
+    pthread_mutex_destroy(&server->adding);
+    pthread_mutex_destroy(&server->prefetch_lock);
+    free(server->state);
+    free(server->record);
+    free(server);
+}
+
+int pv_fault_add_source(struct pv_fault *server, uint32_t source, int fd, int *err)
+{
+    struct stat status;
+    uint64_t bytes;
+    void *map;
+
+    if (source >= PV_FAULT_SOURCES)
+        return fail(err, EINVAL);
+    if (server->sources[source].used)
+        return fail(err, EEXIST);
+    if (fstat(fd, &status))
+        return fail(err, errno);
+    /* Whole pages only: a page that the file ends in would be half invented. */
+    bytes = (uint64_t)status.st_size & ~(uint64_t)(PV_PAGE_SIZE - 1);
+    if (!bytes)
+        return fail(err, EINVAL);
+    map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED)
+        return fail(err, errno);
+    server->sources[source] = (struct source){1, map, bytes};
+    return 0;
+}
+
+int pv_fault_add_range(struct pv_fault *server, int uffd, uint64_t start, uint64_t length, uint64_t offset, int *err)
+{
+    int at, result = 0;
+
+    if ((start | length | offset) % PV_PAGE_SIZE || !length || length > server->config.ram_bytes ||
+        offset > server->config.ram_bytes - length || start > UINT64_MAX - length)
+        return fail(err, EINVAL);
+    pthread_mutex_lock(&server->adding);
+    at = atomic_load(&server->range_count);
+    if (at == PV_FAULT_RANGES) {
+        result = fail(err, ENOSPC);
+    } else {
+        server->ranges[at] = (struct range){uffd, start, length, offset};
+        atomic_store_explicit(&server->range_count, at + 1, memory_order_release);
+    }
+    pthread_mutex_unlock(&server->adding);
+    if (!result)
+        eventfd_write(server->wake, 1);
+    return result;
+}
+
+static int open_uffd(int device)
+{
+    if (device >= 0)
+        return ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+    return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+}
+
+int pv_fault_register_own(struct pv_fault *server, int device, void *start, uint64_t length, uint64_t offset, int *err)
+{
+    cleanup_fd int uffd = open_uffd(device);
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
+    struct uffdio_register registration = {
+        .range = {(uintptr_t)start, length},
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+
+    if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &registration))
+        return fail(err, errno);
+    if (pv_fault_add_range(server, uffd, (uintptr_t)start, length, offset, err))
+        return -1;
+    steal_fd(&uffd);
+    return 0;
+}
+
+/* ---- filling pages --------------------------------------------------------------------------------------------------- */
+
+/* Where the data of `translation` lies. 0 with *data (NULL: zeroes), or -1 with a reason. */
+static int locate(struct pv_fault *server, const struct pv_translation *translation, const char **data)
+{
+    const struct pv_vad *vad = translation->vad;
+    uint64_t offset = vad->offset + ((uint64_t)translation->page << PV_PAGE_SHIFT);
+
+    if (vad->kind == PV_SOURCE_ZERO) {
+        *data = NULL;
+        return 0;
+    }
+    if (vad->kind != PV_SOURCE_FILE || vad->source >= PV_FAULT_SOURCES || !server->sources[vad->source].used)
+        return give_up(server, "source %u of kind %u is not open", vad->source, vad->kind);
+    if (offset + PV_PAGE_SIZE > server->sources[vad->source].bytes)
+        return give_up(server, "source %u ends at byte %llu, before the page at %llu", vad->source,
+                       (unsigned long long)server->sources[vad->source].bytes, (unsigned long long)offset);
+    *data = server->sources[vad->source].map + offset;
+    return 0;
+}
+
+static int is_absent(struct pv_fault *server, uint64_t page)
+{
+    return atomic_load_explicit(&server->state[page], memory_order_relaxed) == ABSENT;
+}
+
+/* Is `page`, `distance` pages from the translated one, the same VAD's page at the same distance, and absent? Then one copy
+ * can cover both. */
+static int continues(struct pv_fault *server, const struct pv_translation *base, uint64_t page, int64_t distance)
+{
+    struct pv_translation other;
+
+    return is_absent(server, page) && pv_space_lookup(server->config.space, page << PV_PAGE_SHIFT, &other) &&
+           other.vad == base->vad && (int64_t)other.page - (int64_t)base->page == distance;
+}
+
+/* Widens a run of one page to its window, as far as neighbours continue it. */
+static void widen(struct pv_fault *server, const struct pv_translation *base, struct run *run)
+{
+    uint64_t window = server->config.around_pages, page = run->page;
+    uint64_t low = page & ~(window - 1), high = low + window;
+    uint64_t first = page, last = page;
+    const struct pv_vad *vad = base->vad;
+    uint64_t limit = vad->kind == PV_SOURCE_FILE ? (server->sources[vad->source].bytes - vad->offset) >> PV_PAGE_SHIFT
+                                                 : UINT64_MAX;
+
+    if (high > server->pages)
+        high = server->pages;
+    while (first > low && continues(server, base, first - 1, (int64_t)(first - 1) - (int64_t)page))
+        first--;
+    while (last + 1 < high && base->page + (last + 1 - page) < limit &&
+           continues(server, base, last + 1, (int64_t)(last + 1 - page)))
+        last++;
+    if (run->data)
+        run->data -= (page - first) << PV_PAGE_SHIFT;
+    run->page = first;
+    run->count = last - first + 1;
+}
+
+/* The run to fill for a touch of `page`: 0, or -1 with a reason. */
+static int plan_run(struct pv_fault *server, struct pv_reader *reader, uint64_t page, int around, struct run *run)
+{
+    struct pv_translation translation;
+    int result = 0;
+
+    *run = (struct run){page, 1, NULL};
+    if (atomic_load_explicit(&server->state[page], memory_order_relaxed) == REMOVED)
+        return 0;
+    pv_space_read_lock(server->config.space, reader);
+    if (!pv_space_lookup(server->config.space, page << PV_PAGE_SHIFT, &translation))
+        result = give_up(server, "nothing is mapped at guest address 0x%llx", (unsigned long long)page << PV_PAGE_SHIFT);
+    else
+        result = locate(server, &translation, &run->data);
+    if (!result && around && is_absent(server, page))
+        widen(server, &translation, run);
+    pv_space_read_unlock(reader);
+    return result;
+}
+
+/* One ioctl. Bytes filled, 0 when the first page is there already, or -errno. */
+static int64_t fill_some(int uffd, uint64_t address, uint64_t length, const char *data)
+{
+    if (data) {
+        struct uffdio_copy copy = {.dst = address, .src = (uintptr_t)data, .len = length};
+
+        if (!ioctl(uffd, UFFDIO_COPY, &copy))
+            return (int64_t)length;
+        if (copy.copy > 0)
+            return copy.copy;
+    } else {
+        struct uffdio_zeropage zero = {.range = {address, length}};
+
+        if (!ioctl(uffd, UFFDIO_ZEROPAGE, &zero))
+            return (int64_t)length;
+        if (zero.zeropage > 0)
+            return zero.zeropage;
+    }
+    return errno == EEXIST ? 0 : -errno;
+}
+
+static void note_filled(struct pv_fault *server, const struct run *run, uint64_t from, uint64_t pages)
+{
+    for (uint64_t i = 0; i < pages; i++)
+        atomic_store_explicit(&server->state[run->page + from + i], PRESENT, memory_order_relaxed);
+    count(run->data ? &server->pages_copied : &server->pages_zeroed, pages);
+}
+
+/* Fills a run through `range`; pages that are there already are skipped. 0 with *filled = pages that this call filled, whose
+ * touchers the kernel has woken, or -1 with a reason. Stops early, with 0, when the mapping is changing (EAGAIN: a REMOVE event
+ * waits to be read, perhaps by this very thread, and what it removes must not be filled with old data) or has gone. */
+static int fill_run(struct pv_fault *server, const struct range *range, const struct run *run, uint64_t *filled)
+{
+    uint64_t done = 0;
+
+    *filled = 0;
+    while (done < run->count) {
+        uint64_t address = range->start + ((run->page + done) << PV_PAGE_SHIFT) - range->offset;
+        const char *data = run->data ? run->data + (done << PV_PAGE_SHIFT) : NULL;
+        int64_t bytes = fill_some(range->uffd, address, (run->count - done) << PV_PAGE_SHIFT, data);
+
+        if (bytes == -EAGAIN || bytes == -ESRCH || bytes == -ENOENT)
+            return 0;
+        if (bytes < 0)
+            return give_up(server, "filling guest page 0x%llx: %s", (unsigned long long)(run->page + done),
+                           strerror((int)-bytes));
+        if (bytes == 0) {
+            atomic_store_explicit(&server->state[run->page + done], PRESENT, memory_order_relaxed);
+            count(&server->already_there, 1);
+            bytes = PV_PAGE_SIZE;
+        } else {
+            note_filled(server, run, done, (uint64_t)bytes >> PV_PAGE_SHIFT);
+            *filled += (uint64_t)bytes >> PV_PAGE_SHIFT;
+        }
+        done += (uint64_t)bytes >> PV_PAGE_SHIFT;
+    }
+    return 0;
+}
+
+/* ---- serving --------------------------------------------------------------------------------------------------------- */
+
+static void wake_range(const struct range *range, uint64_t address, uint64_t length)
+{
+    struct uffdio_range wake = {address, length};
+
+    ioctl(range->uffd, UFFDIO_WAKE, &wake); /* fails only when the process has gone */
+}
+
+static void note_touch(struct pv_fault *server, uint64_t page, uint64_t started)
+{
+    uint64_t at = atomic_load_explicit(&server->recorded, memory_order_relaxed);
+    uint64_t microseconds = (now_ns() - started) / 1000;
+    int bucket = microseconds ? 64 - __builtin_clzll(microseconds) : 0;
+
+    if (at < server->config.record_pages) {
+        server->record[at] = (uint32_t)page;
+        atomic_store_explicit(&server->recorded, at + 1, memory_order_release);
+    }
+    count(&server->faults, 1);
+    count(&server->latency[bucket < PV_FAULT_BUCKETS ? bucket : PV_FAULT_BUCKETS - 1], 1);
+}
+
+static int serve_touch(struct pv_fault *server, const struct range *range, uint64_t address)
+{
+    uint64_t started = now_ns(), page, filled;
+    struct run run;
+
+    if (address < range->start || address - range->start >= range->length)
+        return give_up(server, "a fault at 0x%llx, outside of its range", (unsigned long long)address);
+    address &= ~(uint64_t)(PV_PAGE_SIZE - 1);
+    page = (address - range->start + range->offset) >> PV_PAGE_SHIFT;
+    if (plan_run(server, server->serving, page, 1, &run) || fill_run(server, range, &run, &filled))
+        return -1;
+    if (filled != run.count)
+        wake_range(range, address, PV_PAGE_SIZE); /* another's copy came first, or none could be made: it faults again */
+    note_touch(server, page, started);
+    return 0;
+}
+
+static void note_removed(struct pv_fault *server, const struct range *range, uint64_t start, uint64_t end)
+{
+    if (start < range->start)
+        start = range->start;
+    if (end > range->start + range->length)
+        end = range->start + range->length;
+    for (uint64_t a = start; a < end; a += PV_PAGE_SIZE) {
+        uint64_t page = (a - range->start + range->offset) >> PV_PAGE_SHIFT;
+
+        if (atomic_exchange(&server->state[page], REMOVED) != REMOVED)
+            count(&server->removed_pages, 1);
+    }
+}
+
+static int serve_messages(struct pv_fault *server, const struct range *range)
+{
+    struct uffd_msg messages[MESSAGES];
+    ssize_t bytes = read(range->uffd, messages, sizeof messages);
+
+    if (bytes < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : give_up(server, "reading faults: %s", strerror(errno));
+    for (size_t i = 0; i < (size_t)bytes / sizeof messages[0]; i++) {
+        const struct uffd_msg *m = &messages[i];
+
+        if (m->event == UFFD_EVENT_PAGEFAULT) {
+            if (serve_touch(server, range, m->arg.pagefault.address))
+                return -1;
+        } else if (m->event == UFFD_EVENT_REMOVE) {
+            note_removed(server, range, m->arg.remove.start, m->arg.remove.end);
+        }
+    }
+    return 0;
+}
+
+int pv_fault_run(struct pv_fault *server, int *err)
+{
+    while (!atomic_load(&server->stopping)) {
+        struct pollfd polled[PV_FAULT_RANGES + 1] = {{server->wake, POLLIN, 0}};
+        int ranges = atomic_load_explicit(&server->range_count, memory_order_acquire);
+        eventfd_t ignored;
+
+        for (int i = 0; i < ranges; i++)
+            polled[i + 1] = (struct pollfd){server->ranges[i].uffd, POLLIN, 0};
+        if (poll(polled, (nfds_t)ranges + 1, -1) < 0) {
+            if (errno == EINTR)
+                continue;
+            return fail(err, errno);
+        }
+        if (polled[0].revents)
+            eventfd_read(server->wake, &ignored);
+        for (int i = 0; i < ranges; i++)
+            if (polled[i + 1].revents & POLLIN && serve_messages(server, &server->ranges[i]))
+                return fail(err, EIO);
+    }
+    return 0;
+}
+
+void pv_fault_stop(struct pv_fault *server)
+{
+    atomic_store(&server->stopping, 1);
+    eventfd_write(server->wake, 1);
+}
+
+const char *pv_fault_reason(const struct pv_fault *server)
+{
+    return server->reason;
+}
+
+void pv_fault_wake_all(struct pv_fault *server)
+{
+    for (int i = 0; i < atomic_load(&server->range_count); i++)
+        wake_range(&server->ranges[i], server->ranges[i].start, server->ranges[i].length);
+}
+
+/* ---- prefetching ----------------------------------------------------------------------------------------------------- */
+
+/* How many of pages[0..count) are consecutive, absent and one VAD's; they become one run. 0 when the first needs nothing. */
+static uint64_t gather(struct pv_fault *server, const uint32_t *pages, uint64_t count, struct run *run)
+{
+    struct pv_translation base;
+    uint64_t n = 1;
+
+    if (pages[0] >= server->pages || !is_absent(server, pages[0]))
+        return 0;
+    pv_space_read_lock(server->config.space, server->prefetching);
+    *run = (struct run){pages[0], 0, NULL};
+    if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) && base.vad->kind == PV_SOURCE_FILE &&
+        base.vad->source < PV_FAULT_SOURCES && server->sources[base.vad->source].used) {
+        const struct source *source = &server->sources[base.vad->source];
+        uint64_t limit = source->bytes > base.vad->offset ? (source->bytes - base.vad->offset) >> PV_PAGE_SHIFT : 0;
+
+        while (n < count && pages[n] == pages[0] + n && pages[n] < server->pages && base.page + n < limit &&
+               continues(server, &base, pages[n], (int64_t)n))
+            n++;
+        if (base.page < limit) {
+            run->data = source->map + base.vad->offset + ((uint64_t)base.page << PV_PAGE_SHIFT);
+            run->count = n;
+        }
+    }
+    pv_space_read_unlock(server->prefetching);
+    return run->count;
+}
+
+uint64_t pv_fault_prefetch(struct pv_fault *server, const uint32_t *pages, uint64_t count_)
+{
+    uint64_t total = 0;
+
+    pthread_mutex_lock(&server->prefetch_lock);
+    for (uint64_t i = 0; i < count_ && !atomic_load(&server->stopping) && atomic_load(&server->range_count);) {
+        const struct range *range = &server->ranges[0];
+        uint64_t filled = 0;
+        struct run run;
+        uint64_t n = gather(server, pages + i, count_ - i, &run);
+
+        if (n && run.page << PV_PAGE_SHIFT >= range->offset &&
+            (run.page + run.count) << PV_PAGE_SHIFT <= range->offset + range->length &&
+            fill_run(server, range, &run, &filled))
+            break;
+        total += filled;
+        i += n ? n : 1;
+    }
+    count(&server->prefetch_count, total);
+    pthread_mutex_unlock(&server->prefetch_lock);
+    return total;
+}
+
+uint64_t pv_fault_recorded(struct pv_fault *server, uint32_t *pages, uint64_t room)
+{
+    uint64_t recorded = atomic_load_explicit(&server->recorded, memory_order_acquire);
+
+    memcpy(pages, server->record, (recorded < room ? recorded : room) * sizeof *pages);
+    return recorded;
+}
+
+void pv_fault_stats(const struct pv_fault *server, struct pv_fault_stats *out)
+{
+#define COUNTER(name) atomic_load_explicit(&server->name, memory_order_relaxed)
+    *out = (struct pv_fault_stats){
+        .faults = COUNTER(faults),
+        .pages_copied = COUNTER(pages_copied),
+        .pages_zeroed = COUNTER(pages_zeroed),
+        .already_there = COUNTER(already_there),
+        .removed_pages = COUNTER(removed_pages),
+        .prefetched = COUNTER(prefetch_count),
+    };
+    for (int i = 0; i < PV_FAULT_BUCKETS; i++)
+        out->latency[i] = COUNTER(latency[i]);
+#undef COUNTER
+}

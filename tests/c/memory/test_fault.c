@@ -1,0 +1,354 @@
+/* The fault server with real userfaultfds: touches from several threads and mappings, removal, short sources, succession. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../../../csrc/common/cleanup.h"
+#include "../../../csrc/memory/fault.h"
+
+#define CHECK(condition)                                                                   \
+    do {                                                                                   \
+        if (!(condition)) {                                                                \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                \
+            exit(1);                                                                       \
+        }                                                                                  \
+    } while (0)
+
+enum { PAGES = 512, WORDS = PV_PAGE_SIZE / 8 };
+#define BYTES ((uint64_t)PAGES * PV_PAGE_SIZE)
+
+struct vm {
+    int db_fd, template, ram;
+    struct pv_pfdb *db;
+    struct pv_space *space;
+    struct pv_fault *server;
+    uint64_t *map, *second; /* two mappings of RAM, each with a userfaultfd of its own */
+    pthread_t thread;
+    int result, err;
+};
+
+static uint64_t pattern(uint64_t page) { return page * 0x9e3779b97f4a7c15u + 1; }
+
+static int make_template(void)
+{
+    int fd = memfd_create("template", MFD_CLOEXEC);
+    uint64_t words[WORDS];
+
+    CHECK(fd >= 0);
+    for (uint64_t page = 0; page < PAGES; page++) {
+        for (int i = 0; i < WORDS; i++)
+            words[i] = pattern(page);
+        CHECK(write(fd, words, sizeof words) == sizeof words);
+    }
+    return fd;
+}
+
+/* RAM: the first half and the last quarter from the template, zeroes between. */
+static void map_sources(struct vm *vm)
+{
+    uint32_t file, zero;
+    int err = 0;
+
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_FILE, 3, 0, PAGES, 0, &file, &err));
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_ZERO, 0, 0, PAGES / 4, 0, &zero, &err));
+    CHECK(!pv_space_map(vm->space, 0, PAGES / 2, file, 0, &err));
+    CHECK(!pv_space_map(vm->space, BYTES / 2, PAGES / 4, zero, 0, &err));
+    CHECK(!pv_space_map(vm->space, BYTES / 4 * 3, PAGES / 4, file, PAGES / 4 * 3, &err));
+}
+
+static uint64_t expected(uint64_t page)
+{
+    return page >= PAGES / 2 && page < PAGES / 4 * 3 ? 0 : pattern(page);
+}
+
+static void *map_ram(struct vm *vm)
+{
+    void *map = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, vm->ram, 0);
+
+    CHECK(map != MAP_FAILED);
+    return map;
+}
+
+static void make_server(struct vm *vm, uint32_t around)
+{
+    struct pv_fault_config config = {vm->db, vm->space, BYTES, around, PAGES};
+    int err = 0;
+
+    CHECK(!pv_fault_create(&config, &vm->server, &err));
+    CHECK(!pv_fault_add_source(vm->server, 3, vm->template, &err));
+}
+
+static struct vm *make_vm(uint32_t around)
+{
+    struct vm *vm = calloc(1, sizeof *vm);
+    int err = 0;
+
+    CHECK(vm);
+    vm->db_fd = memfd_create("pfdb", MFD_CLOEXEC);
+    vm->ram = memfd_create("ram", MFD_CLOEXEC);
+    CHECK(vm->ram >= 0 && !ftruncate(vm->ram, BYTES));
+    vm->template = make_template();
+    CHECK(!pv_pfdb_create(vm->db_fd, 8, 4 * PAGES, &vm->db, &err) && !pv_space_create(vm->db, &vm->space, &err));
+    map_sources(vm);
+    make_server(vm, around);
+    vm->map = map_ram(vm);
+    vm->second = map_ram(vm);
+    CHECK(!pv_fault_register_own(vm->server, -1, vm->map, BYTES, 0, &err));
+    CHECK(!pv_fault_register_own(vm->server, -1, vm->second, BYTES, 0, &err));
+    return vm;
+}
+
+static void *serve(void *argument)
+{
+    struct vm *vm = argument;
+
+    vm->result = pv_fault_run(vm->server, &vm->err);
+    return NULL;
+}
+
+static void start(struct vm *vm) { CHECK(!pthread_create(&vm->thread, NULL, serve, vm)); }
+
+static void stop(struct vm *vm)
+{
+    pv_fault_stop(vm->server);
+    pthread_join(vm->thread, NULL);
+    CHECK(vm->result == 0);
+}
+
+static void free_vm(struct vm *vm)
+{
+    pv_fault_destroy(vm->server);
+    pv_space_destroy(vm->space);
+    pv_pfdb_close(vm->db);
+    munmap(vm->map, BYTES);
+    munmap(vm->second, BYTES);
+    close(vm->ram);
+    close(vm->template);
+    close(vm->db_fd);
+    free(vm);
+}
+
+static void check_page(const uint64_t *map, uint64_t page)
+{
+    const volatile uint64_t *words = map + page * WORDS;
+
+    CHECK(words[0] == expected(page) && words[WORDS - 1] == expected(page));
+}
+
+struct toucher {
+    const uint64_t *map;
+    unsigned seed;
+};
+
+static void *touch_all(void *argument)
+{
+    struct toucher *t = argument;
+    uint64_t step = 2 * (t->seed % 100) + 1, page = t->seed; /* odd: visits every page */
+
+    for (int i = 0; i < PAGES; i++, page += step)
+        check_page(t->map, page % PAGES);
+    return NULL;
+}
+
+static void test_every_page_from_every_side(uint32_t around)
+{
+    struct vm *vm = make_vm(around);
+    struct toucher touchers[4] = {{vm->map, 1}, {vm->second, 1}, {vm->map, 77}, {vm->second, 300}};
+    pthread_t threads[4];
+    struct pv_fault_stats stats;
+
+    start(vm);
+    for (int i = 0; i < 4; i++)
+        CHECK(!pthread_create(&threads[i], NULL, touch_all, &touchers[i]));
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    stop(vm);
+    pv_fault_stats(vm->server, &stats);
+    CHECK(stats.pages_copied + stats.pages_zeroed == PAGES);
+    CHECK(stats.pages_zeroed == PAGES / 4);
+    CHECK(around == 1 ? stats.faults >= PAGES : stats.faults < PAGES / 2);
+    free_vm(vm);
+}
+
+static void test_guest_writes_are_kept(void)
+{
+    struct vm *vm = make_vm(16);
+
+    start(vm);
+    vm->map[5 * WORDS + 3] = 42;
+    CHECK(vm->second[5 * WORDS + 3] == 42 && vm->second[5 * WORDS + 4] == pattern(5));
+    stop(vm);
+    free_vm(vm);
+}
+
+static void test_prefetch(void)
+{
+    struct vm *vm = make_vm(1);
+    uint32_t list[] = {7, 8, 9, 100, PAGES / 2, 3, 3, PAGES + 5, 4}, recorded[8];
+    struct pv_fault_stats stats;
+
+    start(vm);
+    CHECK(pv_fault_prefetch(vm->server, list, 9) == 6);
+    for (uint64_t i = 0; i < 4; i++)
+        check_page(vm->map, list[i]);
+    check_page(vm->second, 4);
+    pv_fault_stats(vm->server, &stats);
+    CHECK(stats.prefetched == 6 && stats.faults == 0);
+    check_page(vm->map, 200);
+    check_page(vm->map, 10);
+    stop(vm);
+    CHECK(pv_fault_recorded(vm->server, recorded, 8) == 2 && recorded[0] == 200 && recorded[1] == 10);
+    free_vm(vm);
+}
+
+/* QEMU's side asks for REMOVE events; here the preloaded library's part is played by hand. */
+static int register_with_events(void *map)
+{
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_EVENT_REMOVE};
+    struct uffdio_register registration = {{(uintptr_t)map, BYTES}, UFFDIO_REGISTER_MODE_MISSING, 0};
+
+    CHECK(uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api) && !ioctl(uffd, UFFDIO_REGISTER, &registration));
+    return uffd;
+}
+
+static void test_a_removed_page_is_zero_from_then_on(void)
+{
+    struct vm *vm = make_vm(16);
+    uint64_t *third = map_ram(vm);
+    struct pv_fault_stats stats;
+    int err = 0;
+
+    CHECK(!pv_fault_add_range(vm->server, register_with_events(third), (uintptr_t)third, BYTES, 0, &err));
+    start(vm);
+    CHECK(third[WORDS] == pattern(1));
+    CHECK(!madvise(third, 8 * PV_PAGE_SIZE, MADV_REMOVE));
+    CHECK(third[WORDS] == 0 && vm->map[2 * WORDS] == 0 && vm->second[7 * WORDS] == 0 && third[8 * WORDS] == pattern(8));
+    stop(vm);
+    pv_fault_stats(vm->server, &stats);
+    CHECK(stats.removed_pages == 8);
+    munmap(third, BYTES);
+    free_vm(vm);
+}
+
+/* In a child, because its toucher stays suspended: that is the promise. */
+static void *touch_one(void *argument)
+{
+    const volatile uint64_t *word = argument;
+
+    CHECK(*word == 0 && !"a page was invented");
+    return NULL;
+}
+
+static void expect_reason(int truncate_template, uint64_t page, const char *reason)
+{
+    struct vm *vm = make_vm(1);
+    pthread_t thread;
+    uint64_t unmapped;
+
+    if (truncate_template) {
+        pv_fault_destroy(vm->server);
+        CHECK(!ftruncate(vm->template, 10 * PV_PAGE_SIZE + 100));
+        make_server(vm, 1);
+        CHECK(!pv_fault_register_own(vm->server, -1, vm->map, BYTES, 0, &vm->err));
+    } else {
+        CHECK(!pv_space_unmap(vm->space, page << PV_PAGE_SHIFT, 1, &unmapped, &vm->err) && unmapped == 1);
+    }
+    CHECK(!pthread_create(&thread, NULL, touch_one, vm->map + page * WORDS));
+    CHECK(pv_fault_run(vm->server, &vm->err) == -1 && vm->err == EIO);
+    CHECK(strstr(pv_fault_reason(vm->server), reason));
+    _exit(0);
+}
+
+static void in_a_child(void (*body)(void))
+{
+    pid_t pid = fork();
+    int status;
+
+    CHECK(pid >= 0);
+    if (!pid) {
+        body();
+        _exit(0);
+    }
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void short_source(void) { expect_reason(1, 10, "ends at byte 40960"); }
+static void unmapped_page(void) { expect_reason(0, 33, "nothing is mapped at guest address 0x21000"); }
+
+/* A predecessor reads a fault and dies; its successor, with the same descriptor, wakes the range and serves. */
+static void test_succession(void)
+{
+    struct vm *vm = make_vm(16);
+    int uffd = register_with_events(vm->second = map_ram(vm)), err = 0;
+    struct toucher toucher = {vm->second, 9};
+    struct pollfd polled = {uffd, POLLIN, 0};
+    struct uffd_msg lost;
+    pthread_t thread;
+
+    CHECK(!pthread_create(&thread, NULL, touch_all, &toucher));
+    CHECK(poll(&polled, 1, 5000) == 1 && read(uffd, &lost, sizeof lost) == sizeof lost);
+    CHECK(!pv_fault_add_range(vm->server, uffd, (uintptr_t)vm->second, BYTES, 0, &err));
+    pv_fault_wake_all(vm->server);
+    start(vm);
+    pthread_join(thread, NULL);
+    stop(vm);
+    free_vm(vm);
+}
+
+static void test_bad_input(void)
+{
+    struct vm *vm = make_vm(1);
+    struct pv_fault_config config = {vm->db, vm->space, BYTES, 3, 0};
+    struct pv_fault *server;
+    int err;
+
+#define REFUSED(code, call) (err = 0, (call) == -1 && err == (code))
+    CHECK(REFUSED(EINVAL, pv_fault_create(&config, &server, &err)));
+    config.around_pages = 1;
+    config.ram_bytes = 100;
+    CHECK(REFUSED(EINVAL, pv_fault_create(&config, &server, &err)));
+    CHECK(REFUSED(EEXIST, pv_fault_add_source(vm->server, 3, vm->template, &err)));
+    CHECK(REFUSED(EINVAL, pv_fault_add_source(vm->server, PV_FAULT_SOURCES, vm->template, &err)));
+    CHECK(REFUSED(EBADF, pv_fault_add_source(vm->server, 4, -1, &err)));
+    CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, PV_PAGE_SIZE, BYTES, PV_PAGE_SIZE, &err)));
+    CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, 1, PV_PAGE_SIZE, 0, &err)));
+    CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, UINT64_MAX - PV_PAGE_SIZE + 1, PV_PAGE_SIZE, 0, &err)));
+    for (int i = 0; i < PV_FAULT_RANGES - 2; i++)
+        CHECK(!pv_fault_add_range(vm->server, dup(vm->ram), PV_PAGE_SIZE, PV_PAGE_SIZE, 0, &err));
+    CHECK(REFUSED(ENOSPC, pv_fault_add_range(vm->server, 0, PV_PAGE_SIZE, PV_PAGE_SIZE, 0, &err)));
+    free_vm(vm);
+}
+
+int main(void)
+{
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+    if (uffd < 0) {
+        printf("fault: SKIPPED: userfaultfd: %s\n", strerror(errno));
+        return 0;
+    }
+    close(uffd);
+    test_bad_input();
+    test_every_page_from_every_side(1);
+    test_every_page_from_every_side(16);
+    test_guest_writes_are_kept();
+    test_prefetch();
+    test_a_removed_page_is_zero_from_then_on();
+    in_a_child(short_source);
+    in_a_child(unmapped_page);
+    for (int i = 0; i < 50; i++)
+        test_succession();
+    puts("fault: all passed");
+    return 0;
+}
