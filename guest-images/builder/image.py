@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder import debs, initrd, manifest, packages, stamp
+from builder import debs, initrd, kernel, manifest, packages, pyroot, stamp
 from builder.errors import BuildError
 from builder.root import RootInputs, build_root
 from builder.run import say
 
-FILES = ("vmlinuz", "initrd.img", "root.erofs")
+FILES = ("vmlinuz", "vmlinux", "initrd.img", "root.erofs")
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,17 @@ def _make_files(
 ) -> None:
     if not project.init.is_file():
         raise BuildError(f"{project.init} is not built; run `make native` in the project's root first")
-    kernel = _kernel(unpacked)
-    release = next((kernel / "lib/modules").iterdir()).name
+    package = next(path for name, path in unpacked.items() if name.startswith("linux-image-"))
+    release = kernel.release_of(package)
     say(f"kernel {release}")
-    shutil.copyfile(kernel / f"boot/vmlinuz-{release}", finished / "vmlinuz")
-    modules = initrd.resolve_modules(packages.MODULES, kernel)
+    python = pyroot.assemble(unpacked, scratch / "python")
+    shutil.copyfile(package / f"boot/vmlinuz-{release}", finished / "vmlinuz")
+    kernel.extract(python, finished / "vmlinuz", finished / "vmlinux")
+    modules = initrd.resolve_modules(packages.MODULES, package)
     initrd.write_initrd(finished / "initrd.img", project.init, modules)
     say(f"initrd with {len(modules)} modules")
-    build_root(RootInputs(unpacked, project.agent_sources(), project.helper), scratch, finished / "root.erofs")
+    inputs = RootInputs(unpacked, project.agent_sources(), project.helper, python)
+    build_root(inputs, scratch, finished / "root.erofs")
     description = manifest.describe(
         finished,
         release=release,
@@ -105,7 +108,3 @@ def _make_files(
         wire_version=project.wire_version(),
     )
     manifest.write(finished / "manifest.json", description)
-
-
-def _kernel(unpacked: Mapping[str, Path]) -> Path:
-    return next(path for name, path in unpacked.items() if name.startswith("linux-image-"))

@@ -6,11 +6,13 @@ runs the builder. Reads one JSON object from standard input, writes one to stand
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import modulefinder
 import py_compile
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -36,6 +38,20 @@ def compile_all(jobs: list[list[str]], optimize: int) -> dict[str, Any]:
     return {"compiled": len(jobs)}
 
 
+def unlz4(source: str, target: str, ranges: list[list[int]], largest: int, library: str) -> dict[str, Any]:
+    """Unpacks the LZ4 blocks at `ranges` of a file into another, one behind the other."""
+    lz4 = ctypes.CDLL(library)
+    room = ctypes.create_string_buffer(largest)
+    data = Path(source).read_bytes()
+    with Path(target).open("wb") as out:
+        for offset, length in ranges:
+            size = lz4.LZ4_decompress_safe(data[offset : offset + length], room, length, largest)
+            if size < 0:
+                raise ValueError(f"{source}: bad LZ4 block at offset {offset}")
+            out.write(ctypes.string_at(room, size))
+    return {"blocks": len(ranges)}
+
+
 def check(path: list[str], names: list[str]) -> dict[str, Any]:
     """Imports each name from the finished library alone; the errors by name."""
     sys.path[:] = path
@@ -51,7 +67,7 @@ def check(path: list[str], names: list[str]) -> dict[str, Any]:
 def main() -> None:
     """One request, one answer."""
     request = json.load(sys.stdin)
-    command = {"find": find, "compile": compile_all, "check": check}[request.pop("command")]
+    command = {"find": find, "compile": compile_all, "check": check, "unlz4": unlz4}[request.pop("command")]
     json.dump(command(**request), sys.stdout)
 
 

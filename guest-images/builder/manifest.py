@@ -10,19 +10,21 @@ from typing import Any
 from builder.debs import sha256_of
 
 VERSION = 1
+_PARTS = ("kernel", "kernel_compressed", "initrd", "root")
 
 
 def describe(
     folder: Path, *, release: str, packages: Mapping[str, str], modules: Sequence[str], wire_version: int
 ) -> dict[str, Any]:
-    """The manifest of the three files in `folder`.
+    """The manifest of the files in `folder`.
 
     :param packages: Debian versions by package name
     :param modules: kernel modules in the order in which init loads them
     """
     return {
         "version": VERSION,
-        "kernel": {**_file(folder / "vmlinuz"), "release": release},
+        "kernel": {**_file(folder / "vmlinux"), "release": release},
+        "kernel_compressed": {**_file(folder / "vmlinuz"), "release": release},
         "initrd": _file(folder / "initrd.img"),
         "root": _file(folder / "root.erofs"),
         "packages": dict(sorted(packages.items())),
@@ -40,7 +42,7 @@ def damaged_files(folder: Path) -> list[str]:
     """Files that are missing or differ from their digests in the manifest; `manifest.json` itself if unreadable."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        parts = [manifest[part] for part in ("kernel", "initrd", "root")]
+        parts = [manifest[part] for part in _PARTS]
         wrong = [part["file"] for part in parts if not _matches(folder / part["file"], part)]
     except (OSError, ValueError, KeyError, TypeError):
         return ["manifest.json"]

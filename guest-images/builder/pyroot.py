@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,20 @@ class GuestPython:
             raise BuildError(f"the guest's Python failed to {command}: {done.stderr.strip()[-800:]}")
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
+
+
+def assemble(packages: Mapping[str, Path], prefix: Path) -> GuestPython:
+    """The guest's Python with its whole library below `prefix`, to be run on this machine.
+
+    :param packages: unpacked packages by name
+    """
+    tree.lay_out(prefix, (tree.LIBRARIES,))
+    tree.copy_file(packages["python3.11-minimal"] / "usr/bin/python3.11", prefix / "usr/bin/python3.11")
+    for name in ("libpython3.11-minimal", "libpython3.11-stdlib"):
+        tree.merge(packages[name] / LIBRARY, prefix / LIBRARY)
+    tree.copy_file(packages["liblz4-1"] / tree.LIBRARIES / "liblz4.so.1", prefix / tree.LIBRARIES / "liblz4.so.1")
+    tree.install_libraries(prefix, [*packages.values()], optional=True)
+    return GuestPython(prefix)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class RootInputs:
     packages: Mapping[str, Path]  # unpacked, by name
     agent_sources: Mapping[str, Path]  # path below the agent's folder -> file of this project
     helper: Path  # hv-exec
+    python: pyroot.GuestPython  # with the whole standard library
 
 
 def build_root(inputs: RootInputs, scratch: Path, target: Path) -> None:
@@ -49,8 +50,7 @@ def build_root(inputs: RootInputs, scratch: Path, target: Path) -> None:
 
     :raises BuildError: a package lacks something, or the agent imports what is not packed
     """
-    root, full, agent = scratch / "root", scratch / "full", scratch / "agent"
-    unpacked = list(inputs.packages.values())
+    root, agent = scratch / "root", scratch / "agent"
     tree.lay_out(root, _DIRECTORIES)
     _install_texts(root)
     tree.copy_file(inputs.packages["crun"] / "usr/bin/crun", root / "usr/bin/crun")
@@ -62,8 +62,8 @@ def build_root(inputs: RootInputs, scratch: Path, target: Path) -> None:
     _install_seccomp(inputs.packages["golang-github-containers-common"], root)
     for name, source in inputs.agent_sources.items():
         tree.copy_file(source, agent / name)
-    _install_python(inputs, full, agent, root)
-    tree.install_libraries(root, unpacked)
+    _install_python(inputs.python, agent, root)
+    tree.install_libraries(root, [*inputs.packages.values()])
     tree.pack_erofs(root, target, label="podvisor-root")
 
 
@@ -83,13 +83,7 @@ def _install_seccomp(package: Path, root: Path) -> None:
     (root / AGENT_FOLDER / "seccomp.json").write_text(text)
 
 
-def _install_python(inputs: RootInputs, full: Path, agent: Path, root: Path) -> None:
-    tree.lay_out(full, (tree.LIBRARIES,))
-    tree.copy_file(inputs.packages["python3.11-minimal"] / "usr/bin/python3.11", full / "usr/bin/python3.11")
-    for name in ("libpython3.11-minimal", "libpython3.11-stdlib"):
-        tree.merge(inputs.packages[name] / pyroot.LIBRARY, full / pyroot.LIBRARY)
-    tree.install_libraries(full, [*inputs.packages.values()], optional=True)
-    python = pyroot.GuestPython(full)
+def _install_python(python: pyroot.GuestPython, agent: Path, root: Path) -> None:
     selection = pyroot.select(python, agent, packages.EXTRA_PYTHON_MODULES, packages.EXCLUDED_PYTHON_MODULES)
     pyroot.install(python, selection, root)
     names = pyroot.install_agent(python, agent, root, AGENT_FOLDER)

@@ -86,6 +86,7 @@ def pack_erofs(root: Path, target: Path, *, label: str, options: Sequence[str] =
 
     :raises BuildError: mkfs.erofs is missing or failed
     """
+    _fix_modes(root)
     tool = shutil.which("mkfs.erofs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "mkfs.erofs"
     fixed = ("-T0", "--all-root", "--force-uid=0", "--force-gid=0", "-x-1", f"-U{_fixed_uuid(label)}", "--quiet")
     output_of([tool, *fixed, *options, str(target), str(root)])
@@ -95,6 +96,13 @@ def _fixed_uuid(label: str) -> str:
     """A file system UUID that says nothing but the label: two builds must not differ in it."""
     raw = label.encode().ljust(16, b"\0")[:16].hex()
     return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+
+
+def _fix_modes(root: Path) -> None:
+    """Only execute bits count: the rest depends on the umask of whoever builds."""
+    for path in (root, *root.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
 def _offered_libraries(packages: Sequence[Path]) -> dict[str, Path]:
