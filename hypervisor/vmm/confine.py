@@ -14,24 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisor.errors import HostUnfit, InvalidInput, ResourceExhausted
+from hypervisor.errors import HostUnfit, InvalidInput
 
 LIBEXEC = Path(__file__).resolve().parent.parent / "libexec"
 
 EXIT_NOT_CONFINED = 125
 """Exit code of ``hv-confine`` when it could not confine; the program has not run then."""
 
-UID_BASE = 0x70000000
-"""First user id of VMs: a range that no distribution, systemd or subuid file hands out."""
-UID_COUNT = 0x10000
-
 _DEVICES = frozenset({"kvm", "vhost-vsock", "net/tun", "userfaultfd"})
 _RLIMITS = frozenset({"as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "stack"})
 _SUPPORT_TIMEOUT = 5.0
+_NOBODY = 65534
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +136,10 @@ def qemu_view(qemu: Path) -> tuple[Path, ...]:
     return tuple(_outermost(path for path in wanted if path.exists()))
 
 
-def allocate_uid(in_use: Collection[int]) -> int:
-    """The lowest user id for a VM that is not in ``in_use``. Raises ResourceExhausted when all are."""
-    taken = frozenset(in_use)
-    for uid in range(UID_BASE, UID_BASE + UID_COUNT):
-        if uid not in taken:
-            return uid
-    raise ResourceExhausted(f"all {UID_COUNT} user ids for VMs are in use")
-
-
 async def host_support() -> ConfinementSupport:
     """Finds out by doing it: runs ``hv-confine`` with a private root around itself. Costs a few milliseconds."""
     own_user = os.geteuid() == 0
-    uid = UID_BASE if own_user else None
+    uid = _NOBODY if own_user else None
     trial = Confinement(uid=uid, gid=uid, user_namespace=not own_user, ro_binds=(launcher(),))
     reason = await _try(trial)
     if reason:
