@@ -15,7 +15,7 @@ import click
 
 from hypervisor.cli import words
 from hypervisor.cli.connect import connect, connect_running
-from hypervisor.cli.main import COMPLETE_VARIABLE, USAGE
+from hypervisor.cli.main import COMPLETE_VARIABLE, USAGE, command_of
 from hypervisor.cli.rest import QUICK, Connection
 from hypervisor.cli.state import state_dir
 
@@ -132,7 +132,7 @@ def run_click(args: Sequence[str]) -> int:
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.ClickException as e:
-        _explain(e)
+        _explain(e, args)
         return USAGE if isinstance(e, click.UsageError) else e.exit_code
     return code if isinstance(code, int) else 0
 
@@ -144,12 +144,12 @@ def complete(instruction: str) -> int:
     return shell_complete(cli, {}, "hv", COMPLETE_VARIABLE, instruction)
 
 
-def _explain(error: click.ClickException) -> None:
+def _explain(error: click.ClickException, args: Sequence[str]) -> None:
     """One line, and where the help is; a bare group prints its help."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return
     context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else f"hv {command_of(args)}".strip()
     message = " ".join(error.format_message().split()).rstrip(".")
-    hint = f"; see: {context.command_path} --help" if context is not None else ""
-    print(f"hv: {message}{hint}", file=sys.stderr)  # noqa: T201
+    print(f"hv: {message}; see: {where} --help", file=sys.stderr)  # noqa: T201
