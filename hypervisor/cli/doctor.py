@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hypervisor.cli import output
 from hypervisor.cli.app import Settings, pass_settings
 
+if TYPE_CHECKING:
+    from hypervisor.vmm.checks import Finding
+
 HEADER = ("", "CHECK", "FOUND", "FIX")
+MARKS = {"ok": "ok", "warn": "note", "fail": "MISSING"}
 
 
 @click.command("doctor")
@@ -23,24 +30,18 @@ def doctor(settings: Settings, output: str) -> int:
     """
     from hypervisor.vmm.checks import run_checks
 
-    return print_findings([_as_dict(f) for f in run_checks(settings.state)], output)
+    return print_findings(asyncio.run(run_checks(state_directory=Path(settings.state))), output)
 
 
-def _as_dict(finding: Any) -> dict[str, Any]:
-    return {name: getattr(finding, name) for name in ("name", "ok", "found", "fix", "needed")}
-
-
-def print_findings(findings: list[dict[str, Any]], fmt: str) -> int:
+def print_findings(findings: list[Finding], fmt: str) -> int:
     """Prints them; the exit code says whether something that is needed is missing."""
-    lacking = [f for f in findings if f["needed"] and not f["ok"]]
-    value = {"ok": not lacking, "findings": findings}
-    output.show(value, fmt, names=(), header=HEADER, rows=[_row(f) for f in findings])
+    from hypervisor.vmm.checks import main_job_possible
+
+    possible = main_job_possible(findings)
+    value = {"ok": possible, "findings": [asdict(f) for f in findings]}
+    rows = [[MARKS[f.status], f.name, f.found, f.fix] for f in findings]
+    output.show(value, fmt, names=(), header=HEADER, rows=rows)
     if fmt == "table":
-        names = ", ".join(str(f["name"]) for f in lacking)
-        click.echo(f"\nhv run cannot work here yet: {names}" if lacking else "\nhv run can work here.")
-    return 1 if lacking else 0
-
-
-def _row(finding: dict[str, Any]) -> list[str]:
-    mark = "ok" if finding["ok"] else "MISSING" if finding["needed"] else "note"
-    return [mark, str(finding["name"]), str(finding["found"]), str(finding["fix"] or "")]
+        lacking = ", ".join(f.name for f in findings if f.needed_for_main_job and f.status == "fail")
+        click.echo("\nhv run can work here." if possible else f"\nhv run cannot work here yet: {lacking}")
+    return 0 if possible else 1

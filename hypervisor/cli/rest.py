@@ -94,8 +94,8 @@ class _Reader:
 
     def until(self, mark: bytes, limit: int = MAX_HEAD) -> bytes:
         """Everything up to and including `mark`."""
-        while (at := self.buffer.find(mark)) < 0:
-            if len(self.buffer) > limit:
+        while (at := self.buffer.find(mark, 0, limit)) < 0:
+            if len(self.buffer) >= limit:
                 raise ProtocolError("hostd's answer is too long; is something else listening on its port?")
             if not self._fill():
                 raise Unavailable("hostd closed the connection; see hv host status")

@@ -51,7 +51,7 @@ class Container:
 
     async def _run(self, process: asyncio.subprocess.Process) -> None:
         await asyncio.gather(self._pump(1, process.stdout), self._pump(2, process.stderr))
-        self.exit_code = shell_code(await process.wait())
+        self.exit_code = await reap(process)
         async with self.changed:
             self.changed.notify_all()
 
@@ -156,6 +156,12 @@ class StandIn:
         for container in self.containers.values():
             await self._end(container)
         await self._runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        for _ in range(5):  # closed transports tell their protocols in the loop's next rounds
+            await asyncio.sleep(0)
 
     async def _end(self, container: Container) -> None:
         if container.process is not None and container.process.returncode is None:
@@ -394,7 +400,7 @@ class StandIn:
         finally:
             if process.returncode is None:
                 process.kill()
-            code = shell_code(await process.wait())
+            code = await reap(process)
             task.cancel()
             os.close(leader)
             os.close(follower)
