@@ -61,7 +61,8 @@ def check_path(path: Path) -> str:
     name = os.fspath(path)
     if len(os.fsencode(name)) > SUN_PATH_MAX:
         raise InvalidInput(
-            f"the socket path {name} is longer than the {SUN_PATH_MAX} bytes a Unix socket may have; use a shorter state directory"
+            f"the socket path {name} is longer than the {SUN_PATH_MAX} bytes that a Unix socket may have; "
+            "use a shorter state directory"
         )
     return name
 
@@ -78,7 +79,7 @@ class Finding:
 
 
 def kernel_vsock_available(device: Path = VHOST_VSOCK) -> Finding:
-    """Whether QEMU can be given the kernel's vhost-vsock and this host can talk over AF_VSOCK. Opens and closes both."""
+    """Whether QEMU can be given the kernel's vhost-vsock and this host talk over AF_VSOCK. Opens and closes both."""
     fix = "modprobe vhost_vsock (or go without: the vhost-user back end does the same in user space)"
     if not hasattr(socket, "AF_VSOCK"):
         return Finding("vhost-vsock", False, "this Python has no AF_VSOCK", fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import socket
 import threading
@@ -60,13 +61,13 @@ class VhostUserVsock:
         host: socket.socket,
         uds_path: str,
         guest_cid: int,
-        limits: VsockLimits = VsockLimits(),  # noqa: B008  # frozen
+        limits: VsockLimits = VsockLimits(),
         exit_on_disconnect: bool = False,
     ) -> None:
-        from hypervisor.vsock import _vsock  # imported late: only a device process needs the extension
-
-        self._ffi: Any = _vsock.ffi
-        self._lib: Any = _vsock.lib
+        # Imported late and untyped: only a device process needs the extension, which lint and types do without.
+        extension: Any = importlib.import_module("hypervisor.vsock._vsock")
+        self._ffi: Any = extension.ffi
+        self._lib: Any = extension.lib
         self._path = self._ffi.new("char[]", uds_path.encode())
         self._handle: Any = self._create(frontend, host, guest_cid, limits, exit_on_disconnect)
         self._thread: threading.Thread | None = None

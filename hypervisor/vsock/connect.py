@@ -1,7 +1,7 @@
 """Connecting to a guest's virtual sockets and listening for guests, the same over either transport.
 
-Over `UnixVsock` a connect has a second step: the Unix socket is there as soon as the device process is, whether or not the guest
-listens, so the guest's own answer is the line ``OK <host port>`` (or the end of the stream, if it refused).
+Over `UnixVsock` a connect has a second step: the Unix socket is there as soon as the device process is, whether or not
+the guest listens, so the guest's own answer is the line ``OK <host port>`` (or the end of the stream, if it refused).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _check_answer(address: VsockAddress, port: int, line: bytes) -> None:
         raise ProtocolError(f"{address} answered {line!r} to CONNECT, not OK: is it the socket of a vsock device?")
 
 
-# ---- connecting ----------------------------------------------------------------------------------------------------------
+# ---- connecting
 
 
 def _target(address: VsockAddress, port: int) -> tuple[socket.socket, str | tuple[int, int]]:
@@ -62,7 +62,7 @@ def _target(address: VsockAddress, port: int) -> tuple[socket.socket, str | tupl
 
 
 async def _read_answer(sock: socket.socket) -> bytes:
-    """The line, and no byte of what follows it: peeks, then takes. The answer comes in one piece, so this ends at once."""
+    """The line, and no byte of what follows it: peeks, then takes. It comes in one piece, so this ends at once."""
     loop = asyncio.get_running_loop()
     line = b""
     while not line.endswith(b"\n") and len(line) < _MAX_ANSWER:
@@ -154,7 +154,7 @@ def _read_answer_blocking(sock: socket.socket, deadline: float) -> bytes:
     return line
 
 
-# ---- listening -----------------------------------------------------------------------------------------------------------
+# ---- listening
 
 
 def _give_to_directory_owner(path: Path) -> None:
@@ -206,10 +206,10 @@ def _only_from(cid: int, handler: Handler) -> Handler:
 
 @contextlib.asynccontextmanager
 async def listen(address: VsockAddress, port: int, handler: Handler) -> AsyncIterator[asyncio.Server]:
-    """Listens for connections that the guest at ``address`` makes to ``port`` of this host (CID 2), within the ``async with``.
+    """Listens, within the ``async with``, for connections that the guest makes to ``port`` of this host (CID 2).
 
-    Each connection runs ``handler`` in a task of its own. At the end the listener is closed and its Unix socket removed; connections
-    that were accepted are the handlers' to end.
+    Each connection runs ``handler`` in a task of its own. At the end the listener is closed and its Unix socket
+    removed; connections that were accepted are the handlers' to end.
 
     :raises Conflict: the port is taken
     """

@@ -1,0 +1,104 @@
+"""What a vmx is made from: a frozen value, sent to the zygote as JSON, with the descriptors beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from hypervisor.errors import InvalidInput
+from hypervisor.vsock.address import FIRST_GUEST_CID, LAST_GUEST_CID, UnixVsock, check_path
+from hypervisor.vsock.backend import VsockLimits
+
+CONTROL_SOCKET = "vmx.sock"
+FRONTEND_SOCKET = "vhost.sock"
+HOST_SOCKET = "vsock.sock"
+LOG = "vmx.log"
+DEFAULT_CONNECTIONS = 2048
+"""Of csrc/vsock/vsock.h, for the limit on descriptors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmxConfig:
+    """One VM's device process.
+
+    :param directory: the VM's state folder; must exist and belong to ``uid``. The process sees nothing else (chroot)
+    when
+        it is started as root. Its sockets and its log are made there.
+    :param guest_cid: None: no vsock device, because the kernel's vhost-vsock serves this VM
+    :param uid: user and group to become; None: stay (then nothing but what an unprivileged user can do is done)
+    :param cgroups: cgroup folders to join, one a hierarchy
+    :param stream_limits: for each stream whose descriptors are given (`VmxFds.streams`): its log's greatest size in
+    bytes
+    :param log_max_bytes: vmx.log never grows beyond this
+    """
+
+    directory: Path
+    guest_cid: int | None
+    uid: int | None = None
+    gid: int | None = None
+    cgroups: tuple[Path, ...] = ()
+    vsock: VsockLimits = field(default_factory=VsockLimits)
+    stream_limits: tuple[int, ...] = ()
+    log_max_bytes: int = 1024 * 1024
+
+    def validate(self) -> Self:
+        """Itself. Raises `InvalidInput` naming the field."""
+        check_path(self.directory / HOST_SOCKET)
+        if not self.directory.is_dir():
+            raise InvalidInput(f"{self.directory} is not a folder", where="directory")
+        if self.guest_cid is not None and not FIRST_GUEST_CID <= self.guest_cid <= LAST_GUEST_CID:
+            raise InvalidInput(f"{self.guest_cid} is not between 3 and {LAST_GUEST_CID}", where="guest_cid")
+        if (self.uid is None) != (self.gid is None) or self.uid == 0 or self.gid == 0:
+            raise InvalidInput("uid and gid must be given together, and not be root's", where="uid")
+        return self
+
+    @property
+    def address(self) -> UnixVsock:
+        """Where the guest's vsock is reached through this vmx."""
+        return UnixVsock(self.directory / HOST_SOCKET)
+
+    @property
+    def frontend_path(self) -> Path:
+        """Where QEMU's chardev connects, unless it was given a connected descriptor."""
+        return self.directory / FRONTEND_SOCKET
+
+    @property
+    def control_path(self) -> Path:
+        return self.directory / CONTROL_SOCKET
+
+    def to_json(self) -> bytes:
+        """The value as `from_json` reads it."""
+        value = asdict(self) | {"directory": str(self.directory), "cgroups": [str(path) for path in self.cgroups]}
+        return json.dumps(value).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """The inverse of `to_json`."""
+        value: dict[str, Any] = json.loads(text)
+        value["directory"] = Path(value["directory"])
+        value["cgroups"] = tuple(Path(path) for path in value["cgroups"])
+        value["vsock"] = VsockLimits(**value["vsock"])
+        value["stream_limits"] = tuple(value["stream_limits"])
+        return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmxFds:
+    """Descriptors for a vmx; it gets duplicates, the caller keeps and closes its own.
+
+    :param frontend: a Unix socket connected to QEMU's vhost-user chardev; None: vmx listens on ``vhost.sock``
+    :param streams: pairs of a stream to drain and the regular file that its bounded log is (see
+    `hypervisor.vmx.console`)
+    """
+
+    frontend: int | None = None
+    streams: tuple[tuple[int, int], ...] = ()
+
+    def flat(self) -> list[int]:
+        """In the order in which they travel."""
+        return [*([] if self.frontend is None else [self.frontend]), *(fd for pair in self.streams for fd in pair)]
+
+
+NO_FDS = VmxFds()

@@ -1,0 +1,132 @@
+"""vmx.sock: one line of JSON asks a vmx, one line answers. Both ends.
+
+``{"call":"stats"}`` -> ``{"ok":true,"result":{"vsock":{counter:value},"fault":"..."}}``; ``{"call":"ping"}``;
+``{"call":"stop"}``. A refused call is ``{"ok":false,"error":"..."}``. A client may send several lines; one that sends
+nothing for a while is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypervisor.errors import ProtocolError, Timeout, Unavailable
+
+MAX_LINE = 64 * 1024
+MAX_CLIENTS = 16
+IDLE_SECONDS = 30.0
+
+Call = Callable[[], Any]
+
+
+class ControlServer:
+    """The vmx's end, driven by the owner's selector: `register`, then `handle` for its events. Never blocks.
+
+    :param calls: what may be called, by name, each without arguments
+    """
+
+    def __init__(self, listener: socket.socket, calls: dict[str, Call]) -> None:
+        self._listener = listener
+        self._calls = calls
+        self._clients: dict[socket.socket, tuple[bytes, float]] = {}
+        listener.setblocking(False)
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        """Adds the listener; clients are added as they come."""
+        self._selector = selector
+        selector.register(self._listener, selectors.EVENT_READ, self.on_connect)
+
+    def on_connect(self) -> None:
+        """A client wants to connect; when there are too many, those idle too long make room, or it is turned away."""
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return
+        client.setblocking(False)
+        self._drop_idle()
+        if len(self._clients) >= MAX_CLIENTS:
+            client.close()
+            return
+        self._clients[client] = (b"", time.monotonic())
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._on_data(client))
+
+    def _drop_idle(self) -> None:
+        now = time.monotonic()
+        for client in [c for c, (_, since) in self._clients.items() if now - since > IDLE_SECONDS]:
+            self._drop(client)
+
+    def _drop(self, client: socket.socket) -> None:
+        self._selector.unregister(client)
+        del self._clients[client]
+        client.close()
+
+    def _on_data(self, client: socket.socket) -> None:
+        try:
+            data = client.recv(MAX_LINE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        *lines, rest = (self._clients[client][0] + data).split(b"\n")
+        if not data or len(rest) > MAX_LINE:
+            self._drop(client)
+            return
+        self._clients[client] = (rest, time.monotonic())
+        try:
+            for line in lines:
+                client.send(json.dumps(self._answer(line)).encode() + b"\n")
+        except OSError:  # gone, or it does not read its answers
+            self._drop(client)
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            call = json.loads(line)["call"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return {"ok": False, "error": 'not {"call":NAME}'}
+        if not isinstance(call, str) or call not in self._calls:
+            return {"ok": False, "error": f"unknown call; known: {', '.join(sorted(self._calls))}"}
+        return {"ok": True, "result": self._calls[call]()}
+
+    def close(self) -> None:
+        """Closes every client and the listener."""
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.unregister(self._listener)
+        self._listener.close()
+
+
+async def call(path: Path, name: str, *, timeout: float = 5.0) -> Any:
+    """Calls a vmx by its control socket.
+
+    :param timeout: seconds
+    :raises Unavailable: no vmx listens there (`Timeout` when it does not answer)
+    :raises ProtocolError: it refused the call or answered nonsense
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE)
+            try:
+                writer.write(json.dumps({"call": name}).encode() + b"\n")
+                await writer.drain()
+                line = await reader.readline()
+            finally:
+                writer.close()
+    except TimeoutError as error:
+        raise Timeout(f"vmx at {path} did not answer {name} in {timeout:g} s") from error
+    except OSError as error:
+        raise Unavailable(f"vmx at {path} does not answer: {error.strerror or error}") from error
+    if not line:
+        raise Unavailable(f"vmx at {path} closed the connection")
+    try:
+        answer = json.loads(line)
+        if answer["ok"]:
+            return answer["result"]
+        raise ProtocolError(f"vmx at {path} refused {name}: {answer['error']}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ProtocolError(f"vmx at {path} answered nonsense to {name}") from error
