@@ -25,7 +25,7 @@ $(STAMPS)/packages-test: $(STAMPS)/packages-run
 	tools/setup/install-packages test
 	@touch $@
 
-$(STAMPS)/venv: setup.cfg setup.py pyproject.toml $(STAMPS)/packages-run $(wildcard csrc/vsock/*.[ch] csrc/vsock/cffi_build.py csrc/common/*.h)
+$(STAMPS)/venv: setup.cfg setup.py pyproject.toml $(STAMPS)/packages-run $(wildcard csrc/*/*.[ch] csrc/*/cffi_build.py)
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -e .
 	@touch $@
