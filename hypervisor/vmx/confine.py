@@ -43,7 +43,7 @@ def _must(ok: bool, what: str) -> None:
 def name_process(name: str) -> None:
     """The name that ``ps`` and ``top`` show, at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0)
+    _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
 
 
 def join_cgroups(folders: Collection[Path]) -> None:

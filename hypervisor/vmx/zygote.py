@@ -28,6 +28,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from hypervisor.errors import ProtocolError, Timeout, Unavailable, VmFailed
@@ -114,6 +115,11 @@ class Zygote:
             raise Unavailable(f"the zygote is gone: {error.strerror}") from error
 
 
+def _environment() -> dict[str, str]:
+    """Nothing of hostd's: a taken-over vmx must not find secrets there. The package is found where this one was."""
+    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+
 async def _execute(sock: socket.socket) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
@@ -121,6 +127,7 @@ async def _execute(sock: socket.socket) -> asyncio.subprocess.Process:
             *("-P", "-m", "hypervisor.vmx.zygote", str(sock.fileno())),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=[sock.fileno()],
+            env=_environment(),
             start_new_session=True,
         )
     except OSError as error:
