@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Device:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._made: list[Path] = []
         self._vsock = None if config.guest_cid is None else self._make_vsock(config, config.guest_cid, fds)
+        self._has_streams = bool(fds.streams)
         pairs = zip(fds.streams, config.stream_limits, strict=True)
         self._logs = StreamLogs([StreamLog(source, sink, size) for (source, sink), size in pairs])
         calls = {"stats": self.stats, "ping": dict, "stop": lambda: self.stop("told to stop")}
@@ -101,10 +103,11 @@ class Device:
             os.write(self._wake_write, b"x")
 
     def start(self) -> None:
-        """Starts the threads. A device without a vsock ends with its streams."""
+        """Starts the threads. QEMU is gone when it leaves the vsock device, or when every stream from it is at its end."""
         self._logs.start()
-        wait = self._logs.join if self._vsock is None else self._run_vsock
-        threading.Thread(target=self._then_wake, args=(wait,), name="device", daemon=True).start()
+        waits = [*([self._run_vsock] if self._vsock else []), *([self._logs.join] if self._has_streams else [])]
+        for wait in waits:
+            threading.Thread(target=self._then_wake, args=(wait,), name="device", daemon=True).start()
 
     def _run_vsock(self) -> None:
         assert self._vsock is not None
@@ -113,8 +116,8 @@ class Device:
         except HvError as error:
             self._stop_reason = str(error)
 
-    def _then_wake(self, work: Any) -> None:
-        work()
+    def _then_wake(self, wait: Callable[[], object]) -> None:
+        wait()
         self.stop(self._stop_reason)
 
     def serve(self) -> None:
