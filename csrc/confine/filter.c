@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #define FILTER_ARCHITECTURE AUDIT_ARCH_X86_64
@@ -36,8 +37,10 @@ static const unsigned denied[] = {
     SYS_process_vm_writev,
     SYS_process_madvise,
     SYS_pidfd_getfd,
+    SYS_pidfd_send_signal,
     SYS_kcmp,
     SYS_migrate_pages,
+    SYS_tkill,
     SYS_move_pages,
     /* the view */
     SYS_mount,
@@ -88,7 +91,7 @@ static const unsigned denied[] = {
 #endif
 };
 
-enum { DENIED_COUNT = sizeof denied / sizeof *denied, MAX_PROGRAM = DENIED_COUNT + 32 };
+enum { DENIED_COUNT = sizeof denied / sizeof *denied, MAX_PROGRAM = DENIED_COUNT + 64 };
 
 struct program {
     struct sock_filter code[MAX_PROGRAM];
@@ -155,6 +158,29 @@ static void emit_clone(struct program *p)
     emit_return(p, SECCOMP_RET_ERRNO | EPERM);
 }
 
+/* The call's first argument must name this process: `zero_too` where 0 does so as well. */
+static void emit_own_process(struct program *p, uint32_t call, bool zero_too)
+{
+    emit(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, zero_too ? 5 : 4));
+    emit_load(p, offsetof(struct seccomp_data, args[0]));
+    if (zero_too)
+        emit(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0));
+    emit(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)getpid(), 0, 1));
+    emit_return(p, SECCOMP_RET_ALLOW);
+    emit_return(p, SECCOMP_RET_ERRNO | EPERM);
+}
+
+/* Where all VMs run as one user, that user's right to signal and to limit its own processes must not reach from VM to
+ * VM. execve keeps the process's number, so it can be written into the filter. */
+static void emit_signals(struct program *p)
+{
+    emit_own_process(p, SYS_kill, false);
+    emit_own_process(p, SYS_tgkill, false);
+    emit_own_process(p, SYS_rt_sigqueueinfo, false);
+    emit_own_process(p, SYS_rt_tgsigqueueinfo, false);
+    emit_own_process(p, SYS_prlimit64, true);
+}
+
 int filter_install(struct failure *f)
 {
     struct program program = {0};
@@ -162,6 +188,7 @@ int filter_install(struct failure *f)
 
     emit_prologue(&program);
     emit_denied(&program);
+    emit_signals(&program);
     emit_clone(&program);
     emit_return(&program, SECCOMP_RET_ALLOW);
     installed = (struct sock_fprog){.len = program.length, .filter = program.code};

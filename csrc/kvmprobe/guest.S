@@ -1,7 +1,7 @@
 /* The guest of the KVM probe: what every kernel does on its way to user mode, each step reported by its number.
  *
- * Loaded at GUEST_CODE and entered in 32-bit protected mode without paging. Tables (GDT, IDT, TSS, page tables) were laid
- * out by the probe. In ring 3 it may not touch ports, so user mode reports through SYSCALL.
+ * Loaded at GUEST_CODE and entered in 32-bit protected mode without paging. Tables (GDT, IDT, TSS, pages) were laid out
+ * by the probe. In ring 3 it may not touch ports, so user mode reports through SYSCALL.
  */
 #include "guest.h"
 

@@ -1,4 +1,4 @@
-/* What the probe and its guest code (guest.S) agree on: addresses in guest memory, ports, stages. For C and assembler. */
+/* What the probe and its guest code (guest.S) agree on: addresses, ports, stages. For C and assembler. */
 #ifndef PV_KVMPROBE_GUEST_H
 #define PV_KVMPROBE_GUEST_H
 

@@ -1,5 +1,5 @@
-/* The init of the probe's second stage: says on the console that user mode was reached under a real kernel, then restarts
- * the machine, which ends QEMU. Built without libc, so that its initramfs is a few kilobytes. */
+/* The init of the probe's second stage: says on the console that user mode was reached under a real kernel, then
+ * restarts the machine, which ends QEMU. Built without libc, so that its initramfs is a few kilobytes. */
 #include <linux/reboot.h>
 #include <sys/syscall.h>
 

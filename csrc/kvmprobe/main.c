@@ -1,9 +1,9 @@
 /* hv-kvm-probe: does KVM on this machine run a guest? Answers by running one.
  *
- * A /dev/kvm that opens and answers is common where no ordinary guest runs: in nested clouds, and under hypervisors that
- * expect a guest kernel made for them. So a guest goes the way of every kernel: protected mode, long mode, paging with its
- * own fault handler, another address space, user mode, system call, timer interrupt; with loops that tell a CPU from an
- * emulator.
+ * A /dev/kvm that opens and answers is common where no ordinary guest runs: in nested clouds, and under hypervisors
+ * that expect a guest kernel made for them. So a guest goes the way of every kernel: protected mode, long mode, paging
+ * with its own fault handler, another address space, user mode, system call, timer interrupt; with loops that tell a
+ * CPU from an emulator.
  *
  * Theory of operation: the guest runs in a child, because KVM_RUN may never return. The stage reached lies in shared
  * memory. The parent waits for the child with a time limit, kills it when that is over, and says where it was.

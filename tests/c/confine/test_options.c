@@ -42,9 +42,11 @@ static void accepts_everything_together(void)
     struct failure f;
 
     CHECK(parse(&line,
-                "--uid 1000 --gid 1001 --cgroup /a --cgroup /b --rlimit core=0 --rlimit nofile=10:20 --rlimit as=unlimited "
+                "--uid 1000 --gid 1001 --cgroup /a --cgroup /b "
+                "--rlimit core=0 --rlimit nofile=10:20 --rlimit as=unlimited "
                 "--oom-score-adj -5 --private-root --ro /usr --rw /vm --dev kvm --dev net/tun --new-network --filter "
-                "--stdin 7 --stdout 8 --stderr 9 --keep-fd 12 --keep-fd 3 --chdir /vm --env A=b --env C= -- /bin/x -- y",
+                "--stdin 7 --stdout 8 --stderr 9 --keep-fd 12 --keep-fd 3 --chdir /vm --env A=b --env C= "
+                "-- /bin/x -- y",
                 &o, &f) == 0);
     CHECK(o.has_identity && o.uid == 1000 && o.gid == 1001);
     CHECK(o.cgroups.count == 2 && strcmp(o.cgroups.items[1], "/b") == 0);
