@@ -9,7 +9,7 @@ from hypervisor.errors import NotFound
 from hypervisor.images.model import Image
 from hypervisor.images.policy import PullPolicy
 from hypervisor.images.reference import DEFAULT_TAG, LOCAL_REGISTRY, lookups
-from hypervisor.images.store import ImageStore
+from hypervisor.images.store import ImageStore, Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +18,21 @@ class StoredImages:
 
     store: ImageStore
 
-    async def resolve(self, container: ContainerSpec) -> Image:
-        """The container's image, by its pull policy.
+    async def resolve(self, container: ContainerSpec, image_id: str) -> Image:
+        """The container's image, by its id where that is given, else by its pull policy.
 
         A manifest without a policy means ``Always`` for the tag ``latest``, as in Kubernetes, except for an image that
         was imported here: there is no registry to ask for that one.
 
         :raises HvError: it cannot be had
         """
+        if image_id:
+            return self.store.get(image_id)
         return await self.store.pull(container.image, policy=self._policy(container))
+
+    def lease(self, image: Image) -> Lease:
+        """While it is open the image is not removed."""
+        return self.store.lease(image)
 
     def _policy(self, container: ContainerSpec) -> PullPolicy:
         if container.pull is not None:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import structlog
@@ -70,6 +70,7 @@ class PodVm:
         self._services = services
         self._journal = Journal(paths, store.load_record(paths) or new_record(pod), pod.restart_policy)
         self._intent = asyncio.Event()
+        self._leases = ExitStack()
         self._log = structlog.get_logger().bind(pod=f"{pod.namespace}/{pod.name}", uid=stored.uid)
         self.gone = asyncio.Event()
 
@@ -127,6 +128,7 @@ class PodVm:
             await self._wait_deleted()
             await self._remove()
         finally:
+            self._leases.close()
             if self.machine is not None:
                 await self.machine.detach()
 
@@ -158,6 +160,7 @@ class PodVm:
         machine = await self._adopt()
         if machine is not None and (record.vm_up or record.terminal):
             self._services.ledger.hold(self.stored.uid, self.size)
+            self._services.ledger.measure(self.stored.uid, machine.memory_used)
             self.machine = machine
             self._log.info("running VM taken over")
             return
@@ -178,7 +181,7 @@ class PodVm:
         """From images to the end of the containers, in one VM."""
         fresh = self.machine is None
         if fresh:
-            images = await self._interruptible(self._pull())
+            images = await self._interruptible(self._pull(running=False))
             if images is None:
                 return
             arguments = self._arguments(images)
@@ -189,7 +192,7 @@ class PodVm:
                 await self._drop_vm()
                 return
         else:
-            arguments = self._arguments(await self._stored_images())
+            arguments = self._arguments(await self._pull(running=True))
             if arguments is None or self.machine is None:
                 return
             session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
@@ -218,15 +221,19 @@ class PodVm:
         while not met(self._journal.record.intent):
             version = await self._journal.topic.wait_newer(version)
 
-    async def _pull(self) -> dict[str, Image]:
-        began = time.monotonic()
-        images = await pull_all(self.pod, self._services.images, self._journal, self._services.times.backoff)
-        self._journal.update(timing=rounded({"pull": time.monotonic() - began}))
-        return images
+    async def _pull(self, *, running: bool) -> dict[str, Image]:
+        """Every container's image, leased until the pod has ended.
 
-    async def _stored_images(self) -> dict[str, Image]:
-        """The images of a VM that runs already: they are on its disks, and their configs are needed for restarts."""
-        return await pull_all(self.pod, self._services.images, self._journal, self._services.times.backoff)
+        :param running: the VM runs with them already; only their configs are wanted
+        """
+        began = time.monotonic()
+        source = self._services.images
+        images = await pull_all(self.pod, source, self._journal, self._services.times.backoff, running=running)
+        for image in {image.id: image for image in images.values()}.values():
+            self._leases.enter_context(source.lease(image))
+        if not running:
+            self._journal.update(timing=rounded({"pull": time.monotonic() - began}))
+        return images
 
     def _arguments(self, images: dict[str, Image]) -> Arguments | None:
         """What the agent is to be given for each container; None, and the pod has failed, when it makes no sense."""
@@ -247,7 +254,7 @@ class PodVm:
 
         :raises HvError: it could not be had; nothing of it is left but what `_lost` clears away
         """
-        self._services.ledger.promise(self.stored.uid, self.size, self._services.memory_used())
+        self._services.ledger.promise(self.stored.uid, self.size)
         queued = time.monotonic()
         async with self._services.starts:
             began = time.monotonic()
@@ -255,6 +262,7 @@ class PodVm:
             timing = {**record.timing, "queue": began - queued}
             self._journal.update(vm_starts=record.vm_starts + 1, vm_up=False)
             self.machine = await self._services.machines.start(self._request(images))
+            self._services.ledger.measure(self.stored.uid, self.machine.memory_used)
             timing["vm"] = time.monotonic() - began
             self._journal.update(timing=rounded(timing))
             session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
@@ -264,13 +272,8 @@ class PodVm:
 
     def _request(self, images: dict[str, Image]) -> VmRequest:
         disks = {image.serial: image.disk for image in images.values()}
-        return VmRequest(
-            self.paths.vm,
-            self.size,
-            tuple(disks.items()),
-            self.pod.network.mode,
-            f"{self.pod.namespace}.{self.pod.name}",
-        )
+        label = f"{self.pod.name[:50].rstrip('-.')}-{self.stored.uid[:8]}"
+        return VmRequest(self.paths.vm, self.size, tuple(disks.items()), self.pod.network.mode, label)
 
     async def _enforce_deadline(self) -> None:
         if self.pod.deadline_s is None:
@@ -351,6 +354,7 @@ class PodVm:
         if self.machine is not None and not self._discard:
             await first(self._archive(self.machine), self._wait_discard())
         await self._drop_vm()
+        self._leases.close()
         self._journal.update(closed=True, vm_up=False)
 
     @property
@@ -385,3 +389,4 @@ class PodVm:
         await asyncio.to_thread(store.remove, self.paths)
         self._log.info("pod removed")
         self.gone.set()
+        self._journal.topic.publish()

@@ -13,19 +13,27 @@ from hypervisor.errors import HvError, InvalidInput
 from hypervisor.images.model import Image
 
 
-async def pull_all(pod: PodSpec, source: ImageSource, journal: Journal, backoff: BackoffPolicy) -> dict[str, Image]:
-    """The image of each container, by its name. Tries for ever; cancel it to give up."""
+async def pull_all(
+    pod: PodSpec, source: ImageSource, journal: Journal, backoff: BackoffPolicy, *, running: bool
+) -> dict[str, Image]:
+    """The image of each container, by its name. Tries for ever; cancel it to give up.
+
+    :param running: a VM with these images runs already: exactly those are wanted, no newer ones
+    """
     images: dict[str, Image] = {}
     for container in (*pod.init_containers, *pod.containers):
-        images[container.name] = await _pull(container, source, journal, backoff)
+        image_id = journal.record.container(container.name).image_id if running else ""
+        images[container.name] = await _pull(container, image_id, source, journal, backoff)
     return images
 
 
-async def _pull(container: ContainerSpec, source: ImageSource, journal: Journal, backoff: BackoffPolicy) -> Image:
+async def _pull(
+    container: ContainerSpec, image_id: str, source: ImageSource, journal: Journal, backoff: BackoffPolicy
+) -> Image:
     delay: float = 0.0
     while True:
         try:
-            image = await source.resolve(container)
+            image = await source.resolve(container, image_id)
         except HvError as e:
             delay = backoff.next(delay, 0.0)
             _show_failure(container, journal, e, delay)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,18 +37,21 @@ class Times:
 class ImageSource(Protocol):
     """Where a container's image comes from."""
 
-    async def resolve(self, container: ContainerSpec) -> Image:
+    async def resolve(self, container: ContainerSpec, image_id: str) -> Image:
         """The image, pulled if it must be.
 
+        :param image_id: where given, the stored image of this id and no other
         :raises HvError: it cannot be had
         """
+
+    def lease(self, image: Image) -> AbstractContextManager[object]:
+        """While it is open the image is not removed; raises `NotFound` if it has been."""
 
 
 @dataclass(frozen=True)
 class Services:
     """One of each a host.
 
-    :ivar memory_used: bytes of host memory that each pod's VM uses now, by the pod's uid
     :ivar starts: holds back VM starts, so that those that have begun come to their end
     """
 
@@ -55,6 +59,5 @@ class Services:
     images: ImageSource
     ledger: MemoryLedger
     starts: asyncio.Semaphore
-    memory_used: Callable[[], Mapping[str, int]]
     times: Times = Times()
     connect: Callable[[VsockAddress], AgentClient] = AgentClient

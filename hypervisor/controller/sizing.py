@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,23 +91,23 @@ class MemoryLedger:
     """Memory promised to VMs, so that no two starts count on the same free memory. Not thread-safe.
 
     A VM's promise holds from before its start until it has ended; what it uses already is missing from the kernel's
-    figure and is counted once (`used`).
+    figure and is counted once (`measure`).
     """
 
     def __init__(self, *, available: Callable[[], int] = available_memory, reserve: int = HOST_RESERVE) -> None:
         self._available = available
         self._reserve = reserve
         self._promised: dict[str, int] = {}
+        self._used: dict[str, Callable[[], int]] = {}
 
-    def promise(self, uid: str, size: VmSize, used: Mapping[str, int]) -> None:
+    def promise(self, uid: str, size: VmSize) -> None:
         """Promises a VM its memory; harmless if it has been promised already.
 
-        :param used: bytes in use by each VM now, by uid; a VM that is not named is taken to use nothing yet
         :raises ResourceExhausted: it does not fit
         """
         if uid in self._promised:
             return
-        outstanding = sum(max(0, amount - used.get(other, 0)) for other, amount in self._promised.items())
+        outstanding = sum(max(0, amount - self._used_by(other)) for other, amount in self._promised.items())
         free = max(0, self._available() - self._reserve - outstanding)
         if size.promised_bytes > free:
             raise ResourceExhausted(
@@ -117,6 +117,14 @@ class MemoryLedger:
             )
         self._promised[uid] = size.promised_bytes
 
+    def _used_by(self, uid: str) -> int:
+        measure = self._used.get(uid)
+        return measure() if measure else 0
+
+    def measure(self, uid: str, used: Callable[[], int]) -> None:
+        """The VM runs: `used` tells how many bytes of host memory it uses now. Until then it is taken to use none."""
+        self._used[uid] = used
+
     def hold(self, uid: str, size: VmSize) -> None:
         """Records the promise of a VM that runs already; never refused."""
         self._promised[uid] = size.promised_bytes
@@ -124,6 +132,7 @@ class MemoryLedger:
     def release(self, uid: str) -> None:
         """The VM has ended; harmless if it had no promise."""
         self._promised.pop(uid, None)
+        self._used.pop(uid, None)
 
 
 def _mib(count: int) -> str:

@@ -1,0 +1,156 @@
+"""The host's daemon: owns pods and images, serves them over HTTP on loopback.
+
+Theory of operation
+-------------------
+::
+
+    lock --> zygote, image store --> pods of an earlier daemon taken over --> listen --> host.json --> (serving)
+                                                                                             |
+    lock released <-- zygote ended <-- pods let go (VMs run on) <-- listening ends <-- SIGTERM, SIGINT or host/stop
+
+Killed at any point it leaves VMs that run, folders that say what they are, and a lock that the kernel has released: the
+next daemon goes on from there. ``host.json`` may then name a process that has gone; clients see that nobody listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from hypervisor.controller import hostfiles, logs
+from hypervisor.controller.api import Host, make_app
+from hypervisor.controller.images import StoredImages
+from hypervisor.controller.paths import HostPaths, state_directory
+from hypervisor.controller.pods import Pods
+from hypervisor.controller.services import Services, Times
+from hypervisor.controller.sizing import MemoryLedger
+from hypervisor.controller.static_pods import StaticPods
+from hypervisor.controller.vmhost import VmHost, open_vm_host
+from hypervisor.errors import Unavailable
+from hypervisor.images.store import ImageStore
+from hypervisor.version import __version__
+from hypervisor.vmm.config import AcceleratorWish
+
+DRAIN_S = 2.0
+"""How long requests that are under way may go on after the daemon was asked to end."""
+STARTS_PER_CPU = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """How a daemon is run.
+
+    :ivar port: 0 lets the kernel choose one
+    :ivar starts: VMs that may be starting at the same time
+    """
+
+    paths: HostPaths
+    address: str = "127.0.0.1"
+    port: int = 0
+    accelerator: AcceleratorWish = "auto"
+    starts: int = field(default_factory=lambda: STARTS_PER_CPU * (os.cpu_count() or 1))
+    times: Times = field(default_factory=Times)
+
+
+def main(state_dir: str | os.PathLike[str] | None = None) -> int:
+    """Runs a daemon in the foreground until a signal or ``hv host stop`` ends it.
+
+    :raises HvError: it cannot run here; nothing was changed that the next start would not mend
+    """
+    config = HostConfig(state_directory(Path(state_dir) if state_dir else None))
+    asyncio.run(serve(config))
+    return 0
+
+
+async def serve(config: HostConfig) -> None:
+    """Serves a host until it is asked to end; pods run on.
+
+    :raises Conflict: another daemon serves this state directory
+    :raises HostUnfit: this machine cannot run VMs
+    """
+    paths = config.paths
+    await asyncio.to_thread(hostfiles.prepare, paths)
+    with hostfiles.only_daemon(paths):
+        logs.set_up(paths.log)
+        log = structlog.get_logger()
+        log.info("hostd starts", version=__version__, pid=os.getpid(), state=str(paths.root))
+        store = await ImageStore.open(paths.images)
+        async with open_vm_host(paths, config.accelerator) as machines:
+            log.info("accelerator", reason=machines.accelerator_reason, vsock=machines.capabilities.vsock)
+            await _serve_pods(config, store, machines)
+        log.info("hostd has ended; its pods run on")
+
+
+async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost) -> None:
+    services = Services(
+        machines=machines,
+        images=StoredImages(store),
+        ledger=MemoryLedger(),
+        starts=asyncio.Semaphore(config.starts),
+        times=config.times,
+    )
+    pods = Pods(config.paths, services)
+    try:
+        await pods.load()
+        static = StaticPods(config.paths.manifests, pods)
+        stopping = _Stopping()
+        token = await asyncio.to_thread(hostfiles.token, config.paths)
+        host = Host(token, str(config.paths.root), pods, static, store, stopping.ask)
+        await _listen(config, make_app(host), static, stopping)
+    finally:
+        await pods.close()
+
+
+class _Stopping:
+    """Signals and ``host/stop`` end the daemon through this."""
+
+    def __init__(self) -> None:
+        self.closing = asyncio.Event()
+        self.ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self.ask, False)
+
+    def ask(self, pods_first: bool) -> None:
+        """The daemon is to end; with `pods_first` only no static pod is started any more, until it is asked again."""
+        self.closing.set()
+        if not pods_first:
+            self.ended.set()
+
+
+async def _listen(config: HostConfig, app: web.Application, static: StaticPods, stopping: _Stopping) -> None:
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=DRAIN_S)
+    await runner.setup()
+    watching = asyncio.create_task(_watch(static, stopping), name="static pods")
+    try:
+        site = web.TCPSite(runner, config.address, config.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as e:
+            raise Unavailable(f"cannot listen on {config.address} port {config.port}: {e.strerror}") from e
+        address, port = runner.addresses[0][:2]
+        await asyncio.to_thread(hostfiles.announce, config.paths, address, port)
+        structlog.get_logger().info("listening", address=address, port=port)
+        await stopping.ended.wait()
+    finally:
+        hostfiles.withdraw(config.paths)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await runner.cleanup()
+
+
+async def _watch(static: StaticPods, stopping: _Stopping) -> None:
+    watching = asyncio.create_task(static.run())
+    try:
+        await stopping.closing.wait()
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching

@@ -1,0 +1,36 @@
+"""What pods use, for ``hv top``: each VM as the host sees it, each container as the guest does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from hypervisor.controller.podvm import PodVm
+from hypervisor.errors import HvError
+from hypervisor.introspect.agent import AgentClient
+
+PATIENCE_S = 2.0
+
+
+async def usage(pods: list[PodVm]) -> dict[str, Any]:
+    """The answer to ``GET /hv/v1/top``. A VM that does not answer is listed with what is known."""
+    return {"pods": list(await asyncio.gather(*(_usage(pod) for pod in pods if pod.machine is not None)))}
+
+
+async def _usage(pod: PodVm) -> dict[str, Any]:
+    found: dict[str, Any] = {"namespace": pod.pod.namespace, "name": pod.pod.name, "vm": {}, "containers": {}}
+    machine = pod.machine
+    if machine is None:
+        return found
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            found["vm"] = dict(await machine.stats())
+    except (HvError, TimeoutError, OSError) as e:
+        found["vm"] = {"error": str(e)}
+    if pod.journal.record.vm_up:
+        try:
+            stats = await AgentClient(machine.address).call("container.stats", timeout=PATIENCE_S)
+            found |= {"containers": stats.get("containers") or {}, "guest": stats.get("guest") or {}}
+        except HvError as e:
+            found["error"] = str(e)
+    return found

@@ -1,0 +1,152 @@
+"""The VM manager as pod VM controllers see it: `Machines` over `hypervisor.vmm`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hypervisor.controller.machine import Machine, VmRequest
+from hypervisor.controller.paths import HostPaths
+from hypervisor.controller.zygotes import KeptZygote
+from hypervisor.errors import HvError
+from hypervisor.vmm import launch
+from hypervisor.vmm.accel import choose_accelerator
+from hypervisor.vmm.capabilities import QEMU_NAME, HostCapabilities, find_program, probe
+from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig
+from hypervisor.vmm.directory import VmDirectory
+from hypervisor.vmm.guest import GuestImage
+from hypervisor.vmm.identity import IdentityPool
+from hypervisor.vmm.plan import LaunchPlan, plan_launch
+from hypervisor.vmm.sweep import sweep
+from hypervisor.vmm.vm import RunningVm
+from hypervisor.vsock.address import VsockAddress
+
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class VmHost:
+    """Starts, adopts and sweeps VMs on this host. Made by `open_vm_host`.
+
+    :ivar accelerator_reason: one line on which accelerator VMs get, and why
+    """
+
+    guest: GuestImage
+    capabilities: HostCapabilities
+    accelerator: AcceleratorWish
+    accelerator_reason: str
+    identities: IdentityPool
+    zygote: KeptZygote
+
+    async def start(self, request: VmRequest) -> Machine:
+        """:raises HvError: it could not be started; nothing of it is left"""
+        identity = await asyncio.to_thread(self.identities.take)
+        try:
+            plan = plan_launch(self._config(request), self.capabilities, request.directory, identity)
+            return HostedVm(await launch.start(plan, self.zygote), self.identities)
+        except BaseException:
+            self.identities.release(identity)
+            raise
+
+    def _config(self, request: VmRequest) -> VmConfig:
+        size = request.size
+        return VmConfig(
+            name=request.label,
+            guest=self.guest,
+            memory_bytes=size.memory_bytes,
+            vcpus=size.vcpus,
+            net=request.network,
+            image_disks=tuple(ImageDisk(serial=serial, path=path) for serial, path in request.images),
+            data_disk=DataDisk(size_bytes=size.disk_bytes),
+            accelerator=self.accelerator,
+        )
+
+    async def adopt(self, directory: Path) -> Machine | None:
+        """The VM that an earlier daemon started there; None when it does not run."""
+        vm = await launch.adopt(VmDirectory(directory))
+        if vm is None:
+            return None
+        self.identities.claim(vm.plan.identity)
+        return HostedVm(vm, self.identities)
+
+    async def sweep(self, directory: Path) -> None:
+        """Ends every process of the VM there and removes all that it left."""
+        await sweep(directory, self.capabilities)
+
+
+class HostedVm:
+    """A `Machine`: a running VM and its identity, which is given back when the VM has gone."""
+
+    def __init__(self, vm: RunningVm, identities: IdentityPool) -> None:
+        self.vm = vm
+        self._identities = identities
+
+    @property
+    def address(self) -> VsockAddress:
+        """Where its agent listens."""
+        return self.vm.address
+
+    @property
+    def plan(self) -> LaunchPlan:
+        """How it was started."""
+        return self.vm.plan
+
+    async def wait_dead(self) -> str:
+        """Why it ended, with the last of its console."""
+        return (await self.vm.wait_dead()).describe()
+
+    def console_tail(self, limit: int) -> bytes:
+        """The last of the guest's console."""
+        return self.vm.console_tail(limit)
+
+    def memory_used(self) -> int:
+        """Resident memory of its processes: guest RAM that was touched is QEMU's."""
+        return sum(_resident(pid) for pid in self.vm.pids.values())
+
+    async def stats(self) -> Mapping[str, Any]:
+        """Counters of its cgroup and its vmx."""
+        return asdict(await self.vm.stats()) | {"accelerator": self.plan.accelerator, "pids_of": dict(self.vm.pids)}
+
+    async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
+        """Ends it, gracefully where `shutdown` is given."""
+        if shutdown is None:
+            await self.vm.end_now()
+        else:
+            await self.vm.stop(shutdown)
+
+    async def remove(self) -> None:
+        """Ends whatever still runs and removes its folder."""
+        await self.vm.end_now()
+        with suppress(HvError):
+            await self.vm.remove()  # what cannot be removed is swept at the next start
+        self._identities.release(self.plan.identity)
+
+    async def detach(self) -> None:
+        """Lets go of it without ending it."""
+        await self.vm.detach()
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+@asynccontextmanager
+async def open_vm_host(paths: HostPaths, accelerator: AcceleratorWish) -> AsyncIterator[VmHost]:
+    """The VM manager of a state directory, with its zygote; both end with the context, the VMs do not.
+
+    :raises HostUnfit: no guest image, no QEMU, or a demanded accelerator that does not work
+    """
+    guest = await asyncio.to_thread(GuestImage.load)
+    qemu = find_program(QEMU_NAME, package="qemu-system-x86")
+    choice = await choose_accelerator(accelerator, qemu=qemu, kernel=guest.kernel, cache_directory=paths.root)
+    unusable = None if choice.accelerator == "kvm" else choice.reason
+    capabilities = await probe(paths.root, kvm_unusable=unusable)
+    async with KeptZygote() as zygote:
+        yield VmHost(guest, capabilities, choice.accelerator, choice.reason, IdentityPool(capabilities), zygote)
