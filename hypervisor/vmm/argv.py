@@ -1,8 +1,8 @@
 """QEMU's command line: a pure function of a `Machine`. Golden files in tests/unit/vmm/golden show each variant.
 
 QEMU gets every socket and disk as an inherited descriptor with a fixed number (`Fd`), never as a path: it needs no
-right to any file or socket of the host beyond its own firmware and the guest's kernel, and no name can be misparsed. A disk's
-path is repeated as its descriptor set's ``opaque`` text, for people and for `sweep`.
+right to any file or socket of the host beyond its own firmware and the guest's kernel, and no name can be misparsed.
+A disk's path is repeated as its descriptor set's ``opaque`` text, for people and for `sweep`.
 """
 
 from __future__ import annotations

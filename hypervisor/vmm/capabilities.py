@@ -19,7 +19,8 @@ from hypervisor.vmm.confine import ConfinementSupport, host_support
 QEMU_NAME = "qemu-system-x86_64"
 MIN_QEMU = (7, 2)
 VHOST_VSOCK = Path("/dev/vhost-vsock")
-#: users of VMs when hostd is root: just above the last range that systemd hands to containers; no subuid file goes there
+#: users of VMs when hostd is root: just above the last range that systemd hands to containers; no subuid file goes
+#: there
 VM_UIDS = (0x70000000, 0x7000FFFF)
 _SEARCH = os.defpath + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin"
 
@@ -58,9 +59,7 @@ class HostCapabilities:
         return "kvm"
 
 
-async def probe(
-    state_directory: Path, *, kvm_unusable: str | None, vsock: VsockWish = "auto"
-) -> HostCapabilities:
+async def probe(state_directory: Path, *, kvm_unusable: str | None, vsock: VsockWish = "auto") -> HostCapabilities:
     """Look at this host.
 
     :param state_directory: hostd's; VMs of two of them on one machine never meet
@@ -71,7 +70,9 @@ async def probe(
     qemu = find_program(QEMU_NAME, package="qemu-system-x86")
     version = await qemu_version(qemu)
     if version < MIN_QEMU:
-        raise HostUnfit(f"{qemu} is version {'.'.join(map(str, version))}; install {MIN_QEMU[0]}.{MIN_QEMU[1]} or later")
+        raise HostUnfit(
+            f"{qemu} is version {'.'.join(map(str, version))}; install {MIN_QEMU[0]}.{MIN_QEMU[1]} or later"
+        )
     return HostCapabilities(
         qemu=qemu, qemu_version=version, kvm_unusable=kvm_unusable, vsock=_vsock_path(vsock),
         uid_range=VM_UIDS if os.geteuid() == 0 else None, confinement=await host_support(),

@@ -1,6 +1,7 @@
 """What a caller wants of a VM: a frozen value, refused at construction when it makes no sense.
 
-Nothing here looks at the host; what it can give is `hypervisor.vmm.capabilities`, and `plan_launch` brings both together.
+Nothing here looks at the host; what it can give is `hypervisor.vmm.capabilities`, and `plan_launch` brings both
+together.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DATA_SERIAL = "hv-data"
 AcceleratorWish = Literal["auto", "kvm", "tcg"]
 Net = Literal["user", "none"]
 
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,318}[A-Za-z0-9])?")
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")  # 20 bytes is all that virtio-blk carries
 
 
@@ -49,8 +50,8 @@ class DataDisk:
     """The VM's own writable disk: ext4, serial ``hv-data``, made at the start, gone with the VM's directory.
 
     :param size_bytes: a multiple of 4096; what a full one gives the guest is ENOSPC
-    :param preallocate: reserve all of it now (a start fails where the host lacks it); else the file is sparse, and a host
-        that runs out pauses the VM (event ``BLOCK_IO_ERROR``), which `RunningVm.resume` lets go on
+    :param preallocate: reserve all of it now (a start fails where the host lacks it); else the file is sparse, and a
+        host that runs out pauses the VM (event ``BLOCK_IO_ERROR``), which `RunningVm.resume` lets go on
     """
 
     size_bytes: int = GIB
@@ -64,7 +65,8 @@ class VmConfig:
     :param name: for people, logs and process lists
     :param memory_bytes: the guest's RAM, whole MiB
     :param vcpus: virtual CPUs
-    :param cpu_limit: host CPUs that the VM's processes may use in all (1.5 is one and a half); None: as many as there are
+    :param cpu_limit: host CPUs that the VM's processes may use in all (1.5 is one and a half); None: as many as there
+        are
     :param net: ``user``: QEMU's user-mode network; ``none``: no network device
     :param kernel_arguments: appended to the kernel command line
     :param console_bytes: how much of the guest's console and of QEMU's stderr is kept, each
@@ -100,13 +102,15 @@ class VmConfig:
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        mend = "use 1 to 63 letters, digits, '.', '_' and '-', the first and last a letter or digit"
+        mend = "use 1 to 320 letters, digits, '.', '_', '-' and '/', the first and last a letter or digit"
         raise InvalidInput(f"is {name!r}; {mend}", where="name")
 
 
 def _check_memory(memory_bytes: int) -> None:
     if memory_bytes < MIN_MEMORY:
-        raise InvalidInput(f"is {memory_bytes} bytes; a guest needs {MIN_MEMORY // MIB} MiB or more", where="memory_bytes")
+        raise InvalidInput(
+            f"is {memory_bytes} bytes; a guest needs {MIN_MEMORY // MIB} MiB or more", where="memory_bytes"
+        )
     if memory_bytes % MIB:
         raise InvalidInput(f"is {memory_bytes} bytes; give whole MiB (multiples of {MIB})", where="memory_bytes")
 
@@ -123,7 +127,9 @@ def _check_choice(where: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _check_image_disks(disks: tuple[ImageDisk, ...]) -> None:
     if len(disks) > MAX_IMAGE_DISKS:
-        raise InvalidInput(f"are {len(disks)}; a VM takes up to {MAX_IMAGE_DISKS} different images", where="image_disks")
+        raise InvalidInput(
+            f"are {len(disks)}; a VM takes up to {MAX_IMAGE_DISKS} different images", where="image_disks"
+        )
     seen = {ROOT_SERIAL, DATA_SERIAL}
     for i, disk in enumerate(disks):
         where = f"image_disks[{i}]"
@@ -132,7 +138,9 @@ def _check_image_disks(disks: tuple[ImageDisk, ...]) -> None:
                 f"is {disk.serial!r}; use 1 to 20 letters, digits, '.', '_' and '-'", where=f"{where}.serial"
             )
         if disk.serial in seen:
-            raise InvalidInput(f"{disk.serial!r} is taken; each disk needs a serial of its own", where=f"{where}.serial")
+            raise InvalidInput(
+                f"{disk.serial!r} is taken; each disk needs a serial of its own", where=f"{where}.serial"
+            )
         seen.add(disk.serial)
         if not disk.path.is_absolute():
             raise InvalidInput(f"{str(disk.path)!r} is relative; give an absolute path", where=f"{where}.path")
@@ -151,4 +159,6 @@ def _check_kernel_arguments(arguments: tuple[str, ...]) -> None:
         if not argument or not argument.isascii() or not argument.isprintable():
             raise InvalidInput(f"is {argument!r}; give printable ASCII", where=f"kernel_arguments[{i}]")
     if len(" ".join(arguments)) > 1024:
-        raise InvalidInput("are longer than 1024 bytes together; the kernel takes 2048 in all", where="kernel_arguments")
+        raise InvalidInput(
+            "are longer than 1024 bytes together; the kernel takes 2048 in all", where="kernel_arguments"
+        )

@@ -1,7 +1,12 @@
 """A VM's state folder: what is where, and how it is made so that its content can be trusted.
 
-The directory and all files in it belong to hostd's user. A VM's own user may pass through it (vmx has it as its root and connects to
-``vsock.sock_<port>``), but can create, replace and read nothing there: logs, disk and sockets reach its processes as descriptors.
+The directory and its files belong to hostd's user and nobody else may enter: logs, disk and sockets reach the VM's
+processes as descriptors. Only ``vmx/`` in it belongs to the VM's user; nothing in there is believed. ::
+
+    config.json      the launch plan                          qmp.sock       QEMU's control socket
+    processes.json   pids with start times                    disk.img       the data disk
+    console.log      the guest's console, bounded             vmx/vsock.sock host side of the guest's vsock
+    qemu.log         QEMU's stderr, bounded                   vmx/vmx.sock   vmx's control socket
 """
 
 from __future__ import annotations
@@ -15,25 +20,23 @@ from pathlib import Path
 
 from hypervisor.errors import Conflict, HvError, InvalidInput, ResourceExhausted
 from hypervisor.vmm import records
+from hypervisor.vmx.config import CONTROL_SOCKET, HOST_SOCKET
+from hypervisor.vmx.process import ProcessId
 
-#: ``sun_path`` less its final NUL, less the longest name that is made in the directory (``vsock.sock_4294967295``, and the slash)
-MAX_PATH = 107 - 22
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessRecord:
-    """``start_time`` in clock ticks since boot (field 22 of ``/proc/<pid>/stat``); with the pid it names one process for ever."""
-
-    pid: int
-    start_time: int
+#: ``sun_path`` less its final NUL, less the longest name that is made in the directory (``/vmx/vsock.sock_4294967295``)
+MAX_PATH = 107 - 26
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Content of ``processes.json``; written each time before the next process is started."""
+    """Content of ``processes.json``, written each time before the next process is started.
 
-    vmx: ProcessRecord | None = None
-    qemu: ProcessRecord | None = None
+    :param boot: the host's boot id: start times mean nothing after a reboot
+    """
+
+    boot: str
+    vmx: ProcessId | None = None
+    qemu: ProcessId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +70,17 @@ class VmDirectory:
         return self.path / "qmp.sock"
 
     @property
-    def vsock_socket(self) -> Path:
-        return self.path / "vsock.sock"
+    def vmx(self) -> Path:
+        """vmx's own folder, the only thing here that belongs to the VM's user: vmx has it as its root."""
+        return self.path / "vmx"
 
     @property
-    def vhost_socket(self) -> Path:
-        return self.path / "vhost.sock"
+    def vsock_socket(self) -> Path:
+        return self.vmx / HOST_SOCKET
 
     @property
     def vmx_socket(self) -> Path:
-        return self.path / "vmx.sock"
+        return self.vmx / CONTROL_SOCKET
 
     def check_path(self) -> None:
         """Refuse a path that no socket would fit in.
@@ -91,8 +95,8 @@ class VmDirectory:
                 "choose a shorter state directory (--state-dir)", where="directory",
             )  # fmt: skip
 
-    def create(self, *, gid: int | None) -> None:
-        """Make the directory, searchable by group `gid`.
+    def create(self, *, uid: int | None) -> None:
+        """Make the directory and ``vmx/`` in it, which user `uid` owns; on failure there is neither.
 
         :raises Conflict: it exists
         """
@@ -102,9 +106,13 @@ class VmDirectory:
             raise Conflict(f"{self.path} exists; another VM uses it, or its leftovers were not swept") from e
         except OSError as e:
             raise disk_error(e, f"cannot make {self.path}") from e
-        if gid is not None:
-            os.chown(self.path, -1, gid)
-            self.path.chmod(0o710)
+        try:
+            self.vmx.mkdir(mode=0o700)
+            if uid is not None:
+                os.chown(self.vmx, uid, uid)
+        except OSError as e:
+            self.remove()
+            raise disk_error(e, f"cannot make {self.vmx}") from e
 
     def remove(self) -> None:
         """Delete the directory with all in it; harmless when it is gone."""
@@ -136,11 +144,17 @@ class VmDirectory:
         write_atomically(self.processes, records.dumps(processes))
 
     def read_processes(self) -> Processes:
-        """What was recorded last; nothing when there is no record, or none that can be read."""
+        """What was recorded last in this boot; nothing when there is no record, or none that can be read."""
         try:
-            return records.loads(Processes, self.processes.read_bytes(), where=str(self.processes))
+            recorded = records.loads(Processes, self.processes.read_bytes(), where=str(self.processes))
         except (OSError, InvalidInput):
-            return Processes()
+            return Processes(boot_id())
+        return recorded if recorded.boot == boot_id() else Processes(boot_id())
+
+
+def boot_id() -> str:
+    """Names this boot of the host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,8 +1,9 @@
 """The VM's own writable disk: a raw file with an empty ext4, made in some ten milliseconds.
 
-The file is sparse: it takes what the guest has written. Two promises keep a full host from hurting guests: a start is refused
-while the host has less than `RESERVE` free, and a write that the host cannot take stops the VM (QEMU's ``werror=enospc``)
-instead of failing in the guest. ``preallocate`` reserves all of it at the start for those who want neither.
+The file is sparse: it takes what the guest has written. Two promises keep a full host from hurting guests: a start is
+refused while the host has less than `RESERVE` free, and a write that the host cannot take stops the VM (QEMU's
+``werror=enospc``) instead of failing in the guest. ``preallocate`` reserves all of it at the start for those who want
+neither.
 
 No journal: the disk does not outlive its VM, and a journal would write everything twice.
 """
@@ -34,7 +35,7 @@ async def make_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> Non
     try:
         await _format(path, mke2fs)
     except BaseException:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 -- microseconds, and a cancelled task should not wait
         raise
 
 
@@ -44,7 +45,7 @@ def _make_file(path: Path, disk: DataDisk) -> None:
     free = host.f_bavail * host.f_frsize
     if free < needed:
         raise ResourceExhausted(
-            f"{path.parent} has {free // MIB} MiB free, {needed // MIB} MiB are needed for the VM's disk; free some space"
+            f"{path.parent} has {free // MIB} MiB free, the VM's disk needs {needed // MIB} MiB; free some space"
         )
     fd = -1
     try:

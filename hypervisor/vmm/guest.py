@@ -1,7 +1,7 @@
 """The guest image: kernel, initramfs and root of every pod VM, as ``make guest-image`` lays them down.
 
-``manifest.json`` beside the files names them with their digests. They are checked once for each (size, mtime): a start is not
-slowed by hashing 40 MB, and a half-built or foreign image is still refused.
+``manifest.json`` beside the files names them with their digests. They are checked once for each (size, mtime): a
+start is not slowed by hashing 40 MB, and a half-built or foreign image is still refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who a VM is on its host: a CID of its own, and a user of its own where hostd is root.
 
-A number is not handed out again while a VM of this pool holds it, nor a user id while any process of the host runs as it: what a VM
-left behind can never belong to its successor.
+A number is not handed out again while a VM of this pool holds it, nor a user id while any process of the host runs as
+it: what a VM left behind can never belong to its successor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class IdentityPool:
         self._uids = capabilities.uid_range
         self._lock = threading.Lock()
         self._held: set[VmIdentity] = set()
-        # Where to look next: far from what an earlier daemon has just used, whose kernel objects may be in their last moments.
+        # Where to look next: far from what an earlier daemon has just used, whose kernel objects may be in their last
+        # moments.
         self._turn = int.from_bytes(os.urandom(2), "big")
 
     def take(self) -> VmIdentity:

@@ -91,9 +91,7 @@ class LaunchPlan:
         return confined_argv(self.confinement, self.argv)
 
 
-def plan_launch(
-    config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity
-) -> LaunchPlan:
+def plan_launch(config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity) -> LaunchPlan:
     """Decide everything about a start; a pure function but for looking at which of QEMU's own files exist.
 
     :param directory: the VM's state folder to be; absolute, must not exist when it is started
@@ -139,9 +137,7 @@ def cgroup_name(directory: Path) -> str:
 
 def _cgroup(config: VmConfig, capabilities: HostCapabilities, directory: Path) -> CgroupPlan:
     quota = None if config.cpu_limit is None else max(1000, round(config.cpu_limit * 100_000))
-    limits = Limits(
-        memory_bytes=config.memory_bytes + OVERHEAD, cpu_quota_us=quota, pids=config.vcpus + OVERHEAD_PIDS
-    )
+    limits = Limits(memory_bytes=config.memory_bytes + OVERHEAD, cpu_quota_us=quota, pids=config.vcpus + OVERHEAD_PIDS)
     return CgroupPlan(
         layout=capabilities.cgroup_layout, scope=capabilities.cgroup_scope, name=cgroup_name(directory), limits=limits
     )
@@ -167,4 +163,3 @@ def _confinement(
 def environment(directory: Path) -> tuple[tuple[str, str], ...]:
     """All of QEMU's environment."""
     return (("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), (MARK, str(directory)))
-

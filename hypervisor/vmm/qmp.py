@@ -1,7 +1,7 @@
 """QEMU's control socket: a thin, typed face of `qemu.qmp`.
 
-It adds what a host daemon needs: a time-out on every command, errors of this package's tree, events in bounded queues (the
-package keeps every event for ever), and an end of file that is no error by itself, for QEMU ends with one.
+It adds what a host daemon needs: a time-out on every command, errors of this package's tree, events in bounded queues
+(the package keeps every event for ever), and an end of file that is no error by itself, for QEMU ends with one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Qmp:
         self._client = client
         self._name = name
         self._queues: set[asyncio.Queue[QmpEvent | None]] = set()
-        #: the last events, oldest first: how a VM ended is told by its SHUTDOWN, which comes just before the end of file
+        #: the last events, oldest first: how a VM ended is told by its SHUTDOWN, which comes just before the end of
+        #: file
         self.recent: deque[QmpEvent] = deque(maxlen=32)
         self._ended = asyncio.create_task(self._wait_end(), name=f"qmp {name}")
         # The filter sees each event and keeps none, so that the package's own endless history stays empty.

@@ -1,7 +1,8 @@
 """Frozen dataclasses to JSON and back, strictly: one definition serves file and code.
 
-A record is a frozen dataclass whose fields are ``str``, ``int``, ``float``, ``bool``, `Path`, another record, ``X | None``,
-``tuple[X, ...]``, ``tuple[X, Y]`` or ``dict[str, X]``. Reading refuses what is missing, unknown or of another type, and names its path.
+A record is a frozen dataclass whose fields are ``str``, ``int``, ``float``, ``bool``, `Path`, another record, ``X |
+None``, ``tuple[X, ...]``, ``tuple[X, Y]`` or ``dict[str, X]``. Reading refuses what is missing, unknown or of another
+type, and names its path.
 """
 
 from __future__ import annotations

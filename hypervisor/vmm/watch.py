@@ -1,6 +1,7 @@
 """One process, watched by pidfd: its end is seen at once, also when it is not our child (an adopted VM's).
 
-States: ALIVE -> DEAD. A `ProcessWatch` holds its pidfd from `open` to `close`; no signal can reach a successor of the same number.
+States: ALIVE -> DEAD. A `ProcessWatch` holds its pidfd from `open` to `close`; no signal can reach a successor of the
+same number.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import select
 import signal
 import struct
 
-from hypervisor.vmm.directory import ProcessRecord
+from hypervisor.errors import NotFound
+from hypervisor.vmx.process import ProcessId, start_time_of
 
 # linux/pidfd.h: PIDFD_GET_INFO, _IOWR(0xFF, 11, struct pidfd_info) of 64 bytes; PIDFD_INFO_EXIT since Linux 6.15
 _PIDFD_GET_INFO = 0xC040FF0B
@@ -25,8 +27,8 @@ _EXIT_CODE = 60
 class ProcessWatch:
     """Made by `open`; use within one event loop."""
 
-    def __init__(self, record: ProcessRecord, pidfd: int) -> None:
-        self.record = record
+    def __init__(self, process: ProcessId, pidfd: int) -> None:
+        self.process = process
         self._pidfd = pidfd
         self._status: int | None = None
         self._reaped = False
@@ -34,17 +36,20 @@ class ProcessWatch:
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
     @classmethod
-    def open(cls, record: ProcessRecord) -> ProcessWatch:
-        """Watch the process that `record` names.
+    def open(cls, process: ProcessId) -> ProcessWatch:
+        """Watch `process`.
 
-        :raises ProcessLookupError: it has ended, or the number belongs to another process by now
+        :raises NotFound: it has ended
         """
-        pidfd = os.pidfd_open(record.pid)
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError as e:
+            raise NotFound(f"there is no process {process.pid}") from e
         try:
             # Read after the pidfd pinned it: the number cannot change hands between.
-            if start_time_of(record.pid) != record.start_time:
-                raise ProcessLookupError(f"process {record.pid} is another one by now")
-            return cls(record, pidfd)
+            if start_time_of(process.pid) != process.start_time:
+                raise NotFound(f"process {process.pid} is another one by now")
+            return cls(process, pidfd)
         except BaseException:
             os.close(pidfd)
             raise
@@ -91,7 +96,7 @@ class ProcessWatch:
 
     def _reap(self) -> int | None:
         with contextlib.suppress(ChildProcessError):
-            pid, status = os.waitpid(self.record.pid, os.WNOHANG)
+            pid, status = os.waitpid(self.process.pid, os.WNOHANG)
             if pid:
                 return status
         info = bytearray(struct.pack("=Q", _PIDFD_INFO_EXIT).ljust(_INFO_SIZE, b"\0"))
@@ -101,23 +106,6 @@ class ProcessWatch:
             return None
         (mask,) = struct.unpack_from("=Q", info)
         return int(struct.unpack_from("=i", info, _EXIT_CODE)[0]) if mask & _PIDFD_INFO_EXIT else None
-
-
-def start_time_of(pid: int) -> int:
-    """Start time of a process in clock ticks since boot.
-
-    :raises ProcessLookupError: there is no such process
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 -- hot: sweep reads every process's
-            return int(file.read().rpartition(b") ")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError) as e:
-        raise ProcessLookupError(f"no process {pid}") from e
-
-
-def record_of(pid: int) -> ProcessRecord:
-    """The record that names the running process `pid`; raises like `start_time_of`."""
-    return ProcessRecord(pid, start_time_of(pid))
 
 
 def describe_status(status: int | None) -> str:

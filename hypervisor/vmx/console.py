@@ -3,14 +3,15 @@
 Theory of operation
 -------------------
 vmx, not hostd, drains them: hostd may restart at any time, and a console that nobody reads would block the guest. One
-thread reads every source as fast as it comes and appends to its log. A log that would outgrow its limit is cut in place to
-the newest half, under an exclusive `flock`, so that one descriptor is all that the confined process needs (no rename, no
-directory that it may write to). Its first line then says how much was dropped::
+thread reads every source as fast as it comes and appends to its log. A log that would outgrow its limit is cut in
+place to the newest half, under an exclusive `flock`, so that one descriptor is all that the confined process needs
+(no rename, no directory that it may write to). Its first line then says how much was dropped::
 
     [... 1048576 earlier bytes dropped]
 
-A reader (`read_tail`, `LogFollower`) takes the lock shared, and by that line knows the absolute position of what it reads, so it
-misses nothing that is there and repeats nothing. A write error (host disk full) drops that text and goes on draining.
+A reader (`read_tail`, `LogFollower`) takes the lock shared, and by that line knows the absolute position of what it
+reads, so it misses nothing that is there and repeats nothing. A write error (host disk full) drops that text and goes
+on draining.
 
 States of a source: OPEN -> (read gives nothing, or fails) -> EOF. When all are at EOF, QEMU is gone; `done` is set.
 """

@@ -1,0 +1,46 @@
+"""The VM's device process as seen from here: how a plan becomes a vmx, and what vmx says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from hypervisor.vmm.plan import LaunchPlan
+from hypervisor.vmx.config import VmxConfig, VmxFds
+from hypervisor.vmx.process import ProcessId
+
+_ANSWER_S = 2.0
+
+
+class DeviceProcesses(Protocol):
+    """What starts a vmx: `hypervisor.vmx.zygote.Zygote`."""
+
+    async def fork(self, config: VmxConfig, fds: VmxFds) -> ProcessId:
+        """A confined vmx whose sockets are there."""
+
+
+def vmx_config(plan: LaunchPlan) -> VmxConfig:
+    """What `plan`'s vmx is made from."""
+    cgroup = plan.cgroup
+    return VmxConfig(
+        directory=plan.files.vmx, guest_cid=plan.vmx.guest_cid, uid=plan.identity.uid, gid=plan.identity.uid,
+        cgroups=cgroup.cgroups().paths(cgroup.name).directories, stream_limits=(plan.vmx.log_bytes,) * 2,
+    )  # fmt: skip
+
+
+async def vmx_stats(socket: Path) -> Mapping[str, Any]:
+    """vmx's counters; empty when it does not answer, for they are shown and never needed."""
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            try:
+                writer.write(b'{"call":"stats"}\n')
+                answer = json.loads(await reader.readline())
+            finally:
+                writer.close()
+    except (OSError, ValueError, TimeoutError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
