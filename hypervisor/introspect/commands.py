@@ -10,19 +10,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
+
+from multidict import MultiMapping
 
 from hypervisor.errors import InvalidInput
 
 NS = 1_000_000_000
-
-
-class Query(Protocol):
-    """The part of a multi-valued query string that parsing needs (aiohttp's ``MultiMapping`` has it)."""
-
-    def get(self, key: str, default: str = "") -> str: ...
-
-    def getall(self, key: str, default: list[str]) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class ExecCommand:
     tty: bool
 
     @classmethod
-    def parse(cls, container: str, query: Query) -> ExecCommand:
+    def parse(cls, container: str, query: MultiMapping[str]) -> ExecCommand:
         """:raises InvalidInput: no command, or a tty together with a separate stderr"""
         argv = tuple(query.getall("command", []))
         if not argv:
@@ -75,7 +69,7 @@ class AttachCommand:
     replay: bool = False
 
     @classmethod
-    def parse(cls, container: str, query: Query) -> AttachCommand:
+    def parse(cls, container: str, query: MultiMapping[str]) -> AttachCommand:
         """:raises InvalidInput: as `ExecCommand.parse`"""
         return cls(container, **_streams(query), replay=_flag(query, "replay"))
 
@@ -108,7 +102,7 @@ class LogsCommand:
     timestamps: bool = False
 
     @classmethod
-    def parse(cls, container: str, query: Query, *, now_ns: int | None = None) -> LogsCommand:
+    def parse(cls, container: str, query: MultiMapping[str], *, now_ns: int | None = None) -> LogsCommand:
         """:raises InvalidInput: a number that is none or negative, a bad time, sinceSeconds and sinceTime together"""
         return cls(
             container=container,
@@ -133,7 +127,7 @@ class LogsCommand:
         }
 
 
-def _streams(query: Query) -> Mapping[str, bool]:
+def _streams(query: MultiMapping[str]) -> Mapping[str, bool]:
     """The stream flags, in either spelling: kubelet's own (input, output, error) and the API server's."""
     streams = {
         "stdin": _flag(query, "stdin") or _flag(query, "input"),
@@ -148,7 +142,7 @@ def _streams(query: Query) -> Mapping[str, bool]:
     return streams
 
 
-def _flag(query: Query, name: str) -> bool:
+def _flag(query: MultiMapping[str], name: str) -> bool:
     value = query.get(name, "").lower()
     if value in ("", "0", "false", "f", "no"):
         return False
@@ -157,7 +151,7 @@ def _flag(query: Query, name: str) -> bool:
     raise InvalidInput(f"{value!r} is not a boolean; use true or false", where=name)
 
 
-def _number(query: Query, name: str, *, minimum: int) -> int | None:
+def _number(query: MultiMapping[str], name: str, *, minimum: int) -> int | None:
     text = query.get(name, "")
     if not text:
         return None
@@ -170,7 +164,7 @@ def _number(query: Query, name: str, *, minimum: int) -> int | None:
     return value
 
 
-def _since(query: Query, now_ns: int) -> int | None:
+def _since(query: MultiMapping[str], now_ns: int) -> int | None:
     seconds = _number(query, "sinceSeconds", minimum=1)
     text = query.get("sinceTime", "")
     if seconds is not None and text:

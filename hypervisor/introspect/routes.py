@@ -7,17 +7,19 @@ The walk of each: request -> command (`commands`) -> which VM (`target`) -> agen
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from aiohttp import web
 
 from hypervisor.agent.wire import FrameType
 from hypervisor.errors import InvalidInput, Unavailable
 from hypervisor.introspect import session, websocket
-from hypervisor.introspect.agent import AgentClient
-from hypervisor.introspect.archived import archived_log
+from hypervisor.introspect.agent import AgentClient, AgentStream
+from hypervisor.introspect.archived import read_archived
 from hypervisor.introspect.commands import AttachCommand, ExecCommand, LogsCommand
 from hypervisor.introspect.target import PodLookup, PodTarget
 
-PODS = web.AppKey("pods", PodLookup)  # type: ignore[type-abstract]
+PODS: web.AppKey[PodLookup] = web.AppKey("pods")
 
 
 def add_routes(app: web.Application, pods: PodLookup) -> None:
@@ -75,13 +77,26 @@ async def _logs(request: web.Request) -> web.StreamResponse:
     target, container = _target(request)
     command = LogsCommand.parse(container, request.query)
     if target.address is None and target.archived_logs is not None:
-        return await archived_log(request, target.archived_logs, command)
+        return await _send_text(request, read_archived(target.archived_logs, command))
     call, args = command.agent_request()
     async with _agent(target).stream(call, args) as agent:
-        response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
-        await response.prepare(request)
-        async for frame in agent.frames():
-            if frame.type is FrameType.STDOUT:
-                await response.write(frame.payload)
-        await response.write_eof()
+        return await _send_text(request, _stdout(agent))
+
+
+async def _stdout(agent: AgentStream) -> AsyncIterator[bytes]:
+    async for frame in agent.frames():
+        if frame.type is FrameType.STDOUT:
+            yield frame.payload
+
+
+async def _send_text(request: web.Request, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
+    """The first chunk is awaited before the answer begins: an error up to there is an HTTP error."""
+    first = await anext(chunks, b"")
+    response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
+    await response.prepare(request)
+    if first:
+        await response.write(first)
+    async for chunk in chunks:
+        await response.write(chunk)
+    await response.write_eof()
     return response

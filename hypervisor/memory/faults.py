@@ -117,7 +117,12 @@ class FaultServer:
         out = ffi.new("struct pv_fault_stats *")
         lib.pv_fault_stats(self._alive(), out)
         return FaultStats(
-            *(int(getattr(out, name)) for name in list(FaultStats.__dataclass_fields__)[:-1]),
+            faults=int(out.faults),
+            pages_copied=int(out.pages_copied),
+            pages_zeroed=int(out.pages_zeroed),
+            already_there=int(out.already_there),
+            removed_pages=int(out.removed_pages),
+            prefetched=int(out.prefetched),
             latency=tuple(int(n) for n in out.latency),
         )
 

@@ -7,10 +7,11 @@ import os
 from typing import Any
 
 from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound, ResourceExhausted, Unavailable
-from hypervisor.memory import _memory
+from hypervisor.memory._memory import ffi as _ffi
+from hypervisor.memory._memory import lib as _lib
 
-ffi: Any = _memory.ffi
-lib: Any = _memory.lib
+ffi: Any = _ffi
+lib: Any = _lib
 
 PAGE = 4096
 

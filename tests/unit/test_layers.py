@@ -39,9 +39,17 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+            module = absolute(path, node)
+            names |= {f"{module}.{alias.name}" for alias in node.names} | {module}
     return names
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> str:
+    """The module that ``from ... import`` names, a relative one made absolute."""
+    if not node.level:
+        return str(node.module)
+    package = path.relative_to(PACKAGE.parent).parts[: -node.level]
+    return ".".join([*package, *([node.module] if node.module else [])])
 
 
 def room(path: Path) -> str:
