@@ -101,7 +101,7 @@ def _cpu_and_memory(machine: Machine) -> tuple[str, ...]:
     memory = f"{machine.memory_bytes // MIB}M"
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,tb-size={TCG_CACHE_MIB}"
     return (
-        "-machine", "pc,memory-backend=ram,vmport=off,hpet=off,graphics=off", "-accel", accelerator,
+        "-machine", "pc,memory-backend=ram,vmport=off,hpet=off", "-accel", accelerator,
         "-cpu", "host" if machine.accelerator == "kvm" else "max", "-smp", f"{machine.vcpus},maxcpus={machine.vcpus}",
         # shared: vhost-user back ends map the same memory
         "-m", memory, "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from hypervisor.errors import HostUnfit
+from hypervisor.vmm.accel import KvmProbe, probe_kvm
 from hypervisor.vmm.argv import Accelerator, VsockPath
 from hypervisor.vmm.cgroup import Layout, detect, scope_of
 from hypervisor.vmm.config import AcceleratorWish
@@ -59,12 +60,19 @@ class HostCapabilities:
         return "kvm"
 
 
-async def probe(state_directory: Path, *, kvm_unusable: str | None, vsock: VsockWish = "auto") -> HostCapabilities:
+async def probe(
+    state_directory: Path,
+    *,
+    guest_kernel: Path | None,
+    accelerator: AcceleratorWish = "auto",
+    vsock: VsockWish = "auto",
+) -> HostCapabilities:
     """Look at this host.
 
     :param state_directory: hostd's; VMs of two of them on one machine never meet
     :param vsock: ``auto``: the kernel's where ``/dev/vhost-vsock`` opens
-    :param kvm_unusable: the KVM probe's verdict (it takes a second, so its caller decides when), see `HostCapabilities`
+    :param guest_kernel: for the KVM probe, which takes some seconds the first time; see `hypervisor.vmm.accel`
+    :param accelerator: ``tcg``: KVM is not even probed
     :raises HostUnfit: QEMU is missing or too old, or ``hv-confine`` is not built
     """
     qemu = find_program(QEMU_NAME, package="qemu-system-x86")
@@ -73,8 +81,11 @@ async def probe(state_directory: Path, *, kvm_unusable: str | None, vsock: Vsock
         raise HostUnfit(
             f"{qemu} is version {'.'.join(map(str, version))}; install {MIN_QEMU[0]}.{MIN_QEMU[1]} or later"
         )
+    kvm = KvmProbe(False, "it was not asked for")
+    if accelerator != "tcg":
+        kvm = await probe_kvm(qemu=qemu, kernel=guest_kernel, cache_directory=state_directory)
     return HostCapabilities(
-        qemu=qemu, qemu_version=version, kvm_unusable=kvm_unusable, vsock=_vsock_path(vsock),
+        qemu=qemu, qemu_version=version, kvm_unusable=None if kvm.usable else kvm.reason, vsock=_vsock_path(vsock),
         uid_range=VM_UIDS if os.geteuid() == 0 else None, confinement=await host_support(),
         cgroup_layout=await asyncio.to_thread(detect), cgroup_scope=scope_of(state_directory), mke2fs=_which("mke2fs"),
     )  # fmt: skip

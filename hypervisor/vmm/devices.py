@@ -43,4 +43,5 @@ async def vmx_stats(socket: Path) -> Mapping[str, Any]:
                 writer.close()
     except (OSError, ValueError, TimeoutError):
         return {}
-    return answer if isinstance(answer, dict) else {}
+    result = answer.get("result") if isinstance(answer, dict) else None
+    return result if isinstance(result, dict) else {}

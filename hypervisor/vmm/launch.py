@@ -29,9 +29,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from hypervisor.errors import InvalidInput, NotFound, VmFailed
+from hypervisor.errors import InvalidInput, NotFound, Unavailable, VmFailed
 from hypervisor.vmm import records
 from hypervisor.vmm.argv import Disk, Fd
 from hypervisor.vmm.death import VmDied, read_tails, tail_text
@@ -41,6 +42,7 @@ from hypervisor.vmm.disk import make_data_disk
 from hypervisor.vmm.identity import open_kernel_vsock
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp
+from hypervisor.vmm.sweep import belongs
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vmm.watch import ProcessWatch, describe_status
 from hypervisor.vmx.config import VmxFds
@@ -49,6 +51,7 @@ from hypervisor.vsock.address import VsockAddress
 
 QMP_TIMEOUT_S = 15.0
 READY_TIMEOUT_S = 60.0
+_DYING_S = 3.0
 #: descriptors are moved up here before they are given their numbers, so that none is overwritten by another's number
 _FD_BASE = 256
 
@@ -87,27 +90,30 @@ async def start(
         return vm
 
 
-async def adopt(plan_directory: VmDirectory) -> RunningVm | None:
-    """The VM that an earlier daemon started in this directory; None when it does not run, or only parts of it do.
+async def adopt(directory: Path) -> RunningVm | None:
+    """The VM that an earlier daemon started in `directory`; None when it does not run, or only parts of it do.
 
-    The record names processes by start time; QEMU's own user, environment and socket are not asked who they are.
+    The recorded processes must have their start times and show by environment and root that they are this VM's.
 
     :raises Unavailable: QEMU lives and does not answer; `hypervisor.vmm.sweep` ends it
     """
+    files = VmDirectory(directory)
     try:
-        plan = records.loads(LaunchPlan, plan_directory.config.read_bytes(), where=str(plan_directory.config))
+        plan = records.loads(LaunchPlan, files.config.read_bytes(), where=str(files.config))
     except (OSError, InvalidInput):
         return None
-    recorded = plan_directory.read_processes()
-    if plan.directory != plan_directory.path or recorded.qemu is None or recorded.vmx is None:
+    recorded = files.read_processes()
+    if plan.directory != directory or recorded.qemu is None or recorded.vmx is None:
         return None
     async with AsyncExitStack() as undo:
         try:
             qemu = _watched(recorded.qemu, undo)
             vmx = _watched(recorded.vmx, undo)
-        except NotFound:
+            if not (belongs(qemu.process.pid, directory) and belongs(vmx.process.pid, directory)):
+                return None
+        except (NotFound, OSError):
             return None
-        qmp = await Qmp.connect(plan_directory.qmp_socket, name=plan.name)
+        qmp = await Qmp.connect(files.qmp_socket, name=plan.name)
         undo.pop_all()
         return RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={})
 
@@ -190,7 +196,7 @@ async def _start_processes(
             qemu = _watched_child(qemu_id, undo)
             plan.files.write_processes(Processes(boot_id(), vmx=vmx_id, qemu=qemu_id))
     with phases("qmp"):
-        qmp = await _connect_qmp(plan, qemu)
+        qmp = await _connect_qmp(plan, qemu, vmx)
     vm = RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={})
     undo.push_async_callback(vm.end_now)
     return vm
@@ -262,28 +268,30 @@ def _watched_child(process: ProcessId, undo: AsyncExitStack) -> ProcessWatch:
     return watch
 
 
-async def _connect_qmp(plan: LaunchPlan, qemu: ProcessWatch) -> Qmp:
+async def _connect_qmp(plan: LaunchPlan, qemu: ProcessWatch, vmx: ProcessWatch) -> Qmp:
     """QEMU's greeting, or why it ended instead."""
     connecting = asyncio.ensure_future(Qmp.connect(plan.files.qmp_socket, name=plan.name, timeout=QMP_TIMEOUT_S))
     dying = asyncio.ensure_future(qemu.wait())
     try:
         await asyncio.wait([connecting, dying], return_when=asyncio.FIRST_COMPLETED)
-        if connecting.done() and connecting.exception() is None:
-            return connecting.result()
-        if connecting.done():
-            # it hung up: it is ending, and its status and stderr say why better than the socket does
-            async with asyncio.timeout(5):
-                await dying
-        raise await _early_death(plan, qemu)
-    except TimeoutError:
-        return await connecting
+        if not connecting.done():
+            raise await _early_death(plan, qemu, vmx)
+        try:
+            return await connecting
+        except Unavailable:
+            # It hung up, so it is ending; its status and stderr say better why than the socket does.
+            await asyncio.wait([dying], timeout=_DYING_S)
+            if not qemu.alive:
+                raise await _early_death(plan, qemu, vmx) from None
+            raise
     finally:
-        for task in (connecting, dying):
-            task.cancel()
-        await asyncio.wait([connecting, dying])
+        await _end_tasks(connecting, dying)
 
 
-async def _early_death(plan: LaunchPlan, qemu: ProcessWatch) -> VmFailed:
+async def _early_death(plan: LaunchPlan, qemu: ProcessWatch, vmx: ProcessWatch) -> VmFailed:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DYING_S):
+            await vmx.wait()  # by then it has written what QEMU said
     said, console = await asyncio.to_thread(read_tails, plan.files)
     what = f"QEMU {describe_status(qemu.status())} before it was set up"
     return VmFailed(f"VM {plan.name}: {what}{tail_text(said, console)}")
@@ -302,6 +310,11 @@ async def _until_ready(vm: RunningVm, ready: Ready, timeout_s: float) -> None:
         said, console = await asyncio.to_thread(read_tails, vm.plan.files)
         raise VmFailed(f"VM {vm.name}: the guest was not ready within {timeout_s:g} s{tail_text(said, console)}")
     finally:
-        for task in (answering, dying):
-            task.cancel()
-        await asyncio.wait([answering, dying])
+        await _end_tasks(answering, dying)
+
+
+async def _end_tasks(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel them, and wait until they have ended, however."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -47,7 +47,7 @@ def find_processes(directory: Path, in_cgroup: frozenset[int] = frozenset()) -> 
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with suppress(NotFound, OSError):
                 pid = int(entry.name)
-                if pid in in_cgroup or _is_recorded(known.get(pid)) or _belongs(entry, directory):
+                if pid in in_cgroup or _is_recorded(known.get(pid)) or belongs(pid, directory):
                     found.append(ProcessId.of(pid))
     return found
 
@@ -56,7 +56,12 @@ def _is_recorded(record: ProcessId | None) -> bool:
     return record is not None and record.alive()
 
 
-def _belongs(process: Path, directory: Path) -> bool:
+def belongs(pid: int, directory: Path) -> bool:
+    """Whether the process shows itself to be QEMU or vmx of the VM in `directory`; False when it has ended.
+
+    :raises OSError: it ends meanwhile
+    """
+    process = Path("/proc", str(pid))
     mark = f"{MARK}={directory}".encode()
     with suppress(PermissionError):
         if mark in (process / "environ").read_bytes().split(b"\0"):
