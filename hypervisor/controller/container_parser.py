@@ -24,6 +24,7 @@ Object = Mapping[str, Any]
 # Linux' own limits (MAX_ARG_STRLEN, and a quarter of the 8 MiB stack for all of them): better said here than by execve.
 MAX_STRING = 131_071
 MAX_STRINGS = 2 * 1024 * 1024
+MIN_MEMORY = 4 * 1024 * 1024
 MAX_ID = 2**31 - 1
 
 FIELD_REFS = (
@@ -169,8 +170,13 @@ def _resources(data: Object, where: str) -> Resources:
             raise InvalidInput(
                 f"{requests[name]} is more than the limit {limits[name]}", where=field_path(f"{where}.requests", name)
             )
+    memory = values["limits"].get("memory")
+    if memory is not None and memory < MIN_MEMORY:
+        raise InvalidInput(
+            f"{limits['memory']} is too little for any container; give 4Mi or more", where=f"{where}.limits.memory"
+        )
     return Resources(
-        memory_limit=values["limits"].get("memory"),
+        memory_limit=memory,
         memory_request=values["requests"].get("memory"),
         cpu_limit_millis=values["limits"].get("cpu"),
         cpu_request_millis=values["requests"].get("cpu"),

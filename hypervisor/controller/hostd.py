@@ -83,7 +83,9 @@ async def serve(config: HostConfig) -> None:
         log.info("hostd starts", version=__version__, pid=os.getpid(), state=str(paths.root))
         store = await ImageStore.open(paths.images)
         async with open_vm_host(paths, config.accelerator) as machines:
-            log.info("accelerator", reason=machines.accelerator_reason, vsock=machines.capabilities.vsock)
+            found = machines.capabilities
+            kvm = found.kvm_unusable or "usable"
+            log.info("host", kvm=kvm, vsock=found.vsock, qemu=".".join(map(str, found.qemu_version)))
             await _serve_pods(config, store, machines)
         log.info("hostd has ended; its pods run on")
 

@@ -95,7 +95,7 @@ class ContainerKeeper:
             except Unavailable as e:
                 raise VmFailed(f"the pod VM agent did not start container {self.name}: {e}") from e
             except HvError as e:
-                return self._end(_start_error(e))
+                return self._end(await self._start_error(e))
         else:
             started_ns = known.started_ns
         self._note_running(started_ns)
@@ -104,6 +104,12 @@ class ContainerKeeper:
     async def _start(self) -> int:
         result = await self._vm.agent.start(self._arguments)
         return int(result.get("started_ns") or 0)
+
+    async def _start_error(self, error: HvError) -> Terminated:
+        """The agent lists the attempt as exited, with a shell's exit code for a program that is not there."""
+        listed = [i for i in map(Instance.parse, await self._vm.agent.list()) if i.name == self.name and i.exited]
+        code = listed[0].exit_code if listed and listed[0].exit_code else START_ERROR_EXIT_CODE
+        return Terminated(code, "StartError", str(error), finished_ns=time.time_ns())
 
     def _note_running(self, started_ns: int) -> None:
         record = self._record
@@ -150,7 +156,3 @@ def terminated(instance: Instance) -> Terminated:
         started_ns=instance.started_ns,
         finished_ns=instance.finished_ns,
     )
-
-
-def _start_error(error: HvError) -> Terminated:
-    return Terminated(START_ERROR_EXIT_CODE, "StartError", str(error), finished_ns=time.time_ns())

@@ -30,6 +30,7 @@ _OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION)
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONTAINERS = 64
+MIN_VOLUME = 4096
 MAX_GRACE_S = 7 * 24 * 3600
 
 
@@ -176,6 +177,8 @@ def _volumes(items: tuple[Object, ...]) -> dict[str, Volume]:
         medium = one_of(source.get("medium") or "", ("", "Memory"), where=f"{where}.emptyDir.medium")
         limit = source.get("sizeLimit")
         size = None if limit is None else parse_bytes(limit, where=f"{where}.emptyDir.sizeLimit")
+        if size is not None and 0 < size < MIN_VOLUME:
+            raise InvalidInput(f"{limit} is less than {MIN_VOLUME} bytes", where=f"{where}.emptyDir.sizeLimit")
         volumes[name] = Volume(name, "memory" if medium else "disk", size or None)
     return volumes
 
@@ -225,6 +228,13 @@ def _address(text: str, where: str) -> str:
         raise InvalidInput(f"{text[:80]!r} is no IP address", where=where) from None
 
 
+def _name_server(text: str, where: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise InvalidInput(f"{text[:80]!r} is no IPv4 address, which a pod's network has only", where=where) from None
+
+
 def _network(spec: Object, annotations: Mapping[str, str]) -> Network:
     where = field_path("metadata.annotations", NET_ANNOTATION)
     mode = one_of(annotations.get(NET_ANNOTATION, "user"), ("user", "none"), where=where)
@@ -237,7 +247,7 @@ def _network(spec: Object, annotations: Mapping[str, str]) -> Network:
     searches = config.get("searches") or ()
     return Network(
         cast(NetworkMode, mode),
-        tuple(_address(s, f"spec.dnsConfig.nameservers[{i}]") for i, s in enumerate(servers)),
+        tuple(_name_server(s, f"spec.dnsConfig.nameservers[{i}]") for i, s in enumerate(servers)),
         tuple(names.dns_subdomain(s, where=f"spec.dnsConfig.searches[{i}]") for i, s in enumerate(searches)),
     )
 

@@ -14,10 +14,8 @@ from hypervisor.controller.paths import HostPaths
 from hypervisor.controller.zygotes import KeptZygote
 from hypervisor.errors import HvError
 from hypervisor.vmm import launch
-from hypervisor.vmm.accel import choose_accelerator
-from hypervisor.vmm.capabilities import QEMU_NAME, HostCapabilities, find_program, probe
+from hypervisor.vmm.capabilities import HostCapabilities, probe
 from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig
-from hypervisor.vmm.directory import VmDirectory
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import IdentityPool
 from hypervisor.vmm.plan import LaunchPlan, plan_launch
@@ -30,15 +28,11 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class VmHost:
-    """Starts, adopts and sweeps VMs on this host. Made by `open_vm_host`.
-
-    :ivar accelerator_reason: one line on which accelerator VMs get, and why
-    """
+    """Starts, adopts and sweeps VMs on this host. Made by `open_vm_host`."""
 
     guest: GuestImage
     capabilities: HostCapabilities
     accelerator: AcceleratorWish
-    accelerator_reason: str
     identities: IdentityPool
     zygote: KeptZygote
 
@@ -67,7 +61,7 @@ class VmHost:
 
     async def adopt(self, directory: Path) -> Machine | None:
         """The VM that an earlier daemon started there; None when it does not run."""
-        vm = await launch.adopt(VmDirectory(directory))
+        vm = await launch.adopt(directory)
         if vm is None:
             return None
         self.identities.claim(vm.plan.identity)
@@ -144,9 +138,7 @@ async def open_vm_host(paths: HostPaths, accelerator: AcceleratorWish) -> AsyncI
     :raises HostUnfit: no guest image, no QEMU, or a demanded accelerator that does not work
     """
     guest = await asyncio.to_thread(GuestImage.load)
-    qemu = find_program(QEMU_NAME, package="qemu-system-x86")
-    choice = await choose_accelerator(accelerator, qemu=qemu, kernel=guest.kernel, cache_directory=paths.root)
-    unusable = None if choice.accelerator == "kvm" else choice.reason
-    capabilities = await probe(paths.root, kvm_unusable=unusable)
+    capabilities = await probe(paths.root, guest_kernel=guest.kernel, accelerator=accelerator)
+    capabilities.choose_accelerator(accelerator)
     async with KeptZygote() as zygote:
-        yield VmHost(guest, capabilities, choice.accelerator, choice.reason, IdentityPool(capabilities), zygote)
+        yield VmHost(guest, capabilities, accelerator, IdentityPool(capabilities), zygote)
