@@ -93,7 +93,7 @@ def _process(spec: ContainerSpec, context: Context) -> dict[str, Any]:
         "args": spec.argv,
         "env": environment(spec.env, user, spec.tty),
         "cwd": spec.cwd,
-        "capabilities": {name: capabilities for name in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
         "noNewPrivileges": spec.no_new_privileges,
         "rlimits": [{"type": "RLIMIT_NOFILE", "soft": NOFILE[0], "hard": NOFILE[1]}],
     }
@@ -108,7 +108,9 @@ def _mounts(spec: ContainerSpec, context: Context) -> list[dict[str, Any]]:
     mounts = [
         _mount("proc", "proc", "/proc", quiet),
         _mount("tmpfs", "tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _mount("devpts", "devpts", "/dev/pts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        _mount(
+            "devpts", "devpts", "/dev/pts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+        ),
         _mount("mqueue", "mqueue", "/dev/mqueue", quiet),
         _mount("sysfs", "sysfs", "/sys", [*quiet, system]),
         _mount("cgroup", "cgroup", "/sys/fs/cgroup", [*quiet, "relatime", system]),

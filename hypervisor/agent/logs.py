@@ -265,7 +265,7 @@ def open_files(directory: str, attempt: int) -> list[EntryReader]:
     readers: list[EntryReader] = []
     for path in files(directory, attempt):
         try:
-            readers.append(EntryReader(open(path, "rb", buffering=0)))  # noqa: SIM115, PTH123 - owned by the reader
+            readers.append(EntryReader(open(path, "rb", buffering=0)))  # noqa: SIM115 - owned by the reader
         except FileNotFoundError:  # rotated away just now
             continue
     return readers

@@ -55,6 +55,6 @@ class Profiles:
         """
         key = tuple(capabilities)
         if key not in self._made:
-            with open(self._path, encoding="utf-8") as f:  # noqa: PTH123 - pathlib costs 8 ms to import under TCG
+            with open(self._path, encoding="utf-8") as f:
                 self._made[key] = resolve(json.load(f), capabilities)
         return self._made[key]

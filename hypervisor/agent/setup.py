@@ -1,0 +1,260 @@
+"""``setup``: what makes a freshly booted (or cloned) guest this pod's guest. Once per boot, in this order: clock, entropy,
+host name, network, data disk, name files, volumes, shared PID namespace.
+
+Until it has been called, no container can be started; a failure may be mended and the call repeated.
+"""
+
+from __future__ import annotations
+
+import binascii
+import fcntl
+import os
+import socket
+import struct
+import time
+from typing import Any, NamedTuple
+
+from . import storage
+from .errors import UNAVAILABLE, AgentError, conflict, from_os, invalid
+from .fields import Fields
+from .spec import parse_name
+
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+_SIOCADDRT = 0x890B
+_SIOCSIFFLAGS = 0x8914
+_SIOCSIFADDR = 0x8916
+_SIOCSIFNETMASK = 0x891C
+_IFF_UP_RUNNING = 0x41
+_RTF_UP_GATEWAY = 0x3
+_CLOCK_SLACK_NS = 1_000_000
+
+
+class Network(NamedTuple):
+    """IPv4 by hand: no DHCP, so nothing to wait for."""
+
+    interface: str
+    address: str
+    netmask: str
+    gateway: str | None
+    dns: list[str]
+    search: list[str]
+
+
+class Settings(NamedTuple):
+    """The checked arguments."""
+
+    hostname: str
+    clock_ns: int
+    entropy: bytes
+    network: Network | None
+    data_disk: str | None
+    hosts: list[tuple[str, str]]
+    volumes: list[tuple[str, str, int | None]]
+    share_process_namespace: bool
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def parse(args: dict[str, Any]) -> Settings:
+    """:raises AgentError: Invalid; the message names the field"""
+    fields = Fields(args, "setup")
+    settings = Settings(
+        hostname=_hostname(fields),
+        clock_ns=fields.integer("clock_ns", high=2**62),
+        entropy=_entropy(fields),
+        network=_network(fields),
+        data_disk=fields.text("data_disk", None, limit=20),
+        hosts=_hosts(fields),
+        volumes=[_volume(f) for f in fields.objects("volumes")],
+        share_process_namespace=fields.flag("share_process_namespace"),
+    )
+    fields.done()
+    return settings
+
+
+def _hostname(fields: Fields) -> str:
+    name: str = fields.text("hostname", limit=64)
+    if not name or not name.replace("-", "").replace(".", "").isalnum() or not name.isascii():
+        raise invalid(f"setup.hostname: must be letters, digits, dashes and dots, not {name!r}")
+    return name
+
+
+def _entropy(fields: Fields) -> bytes:
+    try:
+        entropy = binascii.a2b_base64(fields.text("entropy", limit=4096), strict_mode=True)
+    except ValueError as e:
+        raise invalid(f"setup.entropy: is not base64: {e}") from e
+    if not 16 <= len(entropy) <= 512:
+        raise invalid(f"setup.entropy: must be 16 to 512 bytes, not {len(entropy)}")
+    return entropy
+
+
+def _ipv4(text: str, where: str) -> str:
+    try:
+        return socket.inet_ntoa(socket.inet_aton(text)) if text.count(".") == 3 else _bad_address(text, where)
+    except OSError:
+        return _bad_address(text, where)
+
+
+def _bad_address(text: str, where: str) -> str:
+    raise invalid(f"{where}: must be an IPv4 address, not {text[:80]!r}")
+
+
+def _network(fields: Fields) -> Network | None:
+    value = fields.take("net", dict, "an object or null", None)
+    if value is None:
+        return None
+    net = Fields(value, "setup.net")
+    address, slash, prefix = net.text("address").partition("/")
+    if not slash or not prefix.isdigit() or int(prefix) > 32:
+        raise invalid("setup.net.address: must be an IPv4 address with its prefix length, as 10.0.2.15/24")
+    gateway = net.text("gateway", None)
+    network = Network(
+        interface=net.text("ifname", "eth0", limit=15),
+        address=_ipv4(address, "setup.net.address"),
+        netmask=socket.inet_ntoa(struct.pack(">I", (0xFFFFFFFF << (32 - int(prefix))) & 0xFFFFFFFF)),
+        gateway=None if gateway is None else _ipv4(gateway, "setup.net.gateway"),
+        dns=[_ipv4(server, "setup.net.dns") for server in net.texts("dns", [], limit=64)],
+        search=[_domain(name) for name in net.texts("search", [], limit=255)],
+    )
+    net.done()
+    return network
+
+
+def _domain(name: str) -> str:
+    if not name.isprintable() or not name or " " in name:
+        raise invalid(f"setup.net.search: must be domain names, not {name!r}")
+    return name
+
+
+def _hosts(fields: Fields) -> list[tuple[str, str]]:
+    rows = fields.take("hosts", list, "a list of [address, name] pairs", [])
+    for row in rows:
+        plain = isinstance(row, list) and len(row) == 2 and all(isinstance(x, str) and x.isprintable() for x in row)
+        if not plain or not row[0] or not row[1] or " " in row[0]:
+            raise invalid(f"setup.hosts: must be a list of [address, name] pairs, not {str(row)[:80]}")
+    return [(row[0], row[1]) for row in rows]
+
+
+def _volume(fields: Fields) -> tuple[str, str, int | None]:
+    name = parse_name(fields)
+    medium = fields.choice("medium", ("disk", "memory"), "disk")
+    size = fields.integer("size_bytes", None, low=4096)
+    fields.done()
+    return name, medium, size
+
+
+# ---- doing it --------------------------------------------------------------------------------------------------------
+
+
+def set_clock(wanted_ns: int) -> None:
+    """Sets the wall clock, unless it is within a millisecond already."""
+    if abs(time.time_ns() - wanted_ns) > _CLOCK_SLACK_NS:
+        time.clock_settime_ns(time.CLOCK_REALTIME, wanted_ns)
+
+
+def add_entropy(entropy: bytes) -> None:
+    """Credits `entropy` and makes the kernel use it at once: clones of one template must not share random numbers."""
+    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        padded = entropy + bytes(-len(entropy) % 4)
+        fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(padded)) + padded)
+        fcntl.ioctl(fd, _RNDRESEEDCRNG)
+    finally:
+        os.close(fd)
+
+
+def _sockaddr(address: str) -> bytes:
+    return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
+
+
+def _default_route(gateway: str) -> bytes:
+    """struct rtentry (linux/route.h), 120 bytes on 64-bit machines."""
+    anywhere = _sockaddr("0.0.0.0")
+    head = struct.pack("@L16s16s16sH", 0, anywhere, _sockaddr(gateway), anywhere, _RTF_UP_GATEWAY)
+    return head.ljust(120, b"\0")
+
+
+def configure_network(network: Network) -> None:
+    """Address, netmask, up, default route; raises OSError."""
+    name = network.interface.encode()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+        fcntl.ioctl(s, _SIOCSIFADDR, struct.pack("16s16s8x", name, _sockaddr(network.address)))
+        fcntl.ioctl(s, _SIOCSIFNETMASK, struct.pack("16s16s8x", name, _sockaddr(network.netmask)))
+        fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", name, _IFF_UP_RUNNING))
+        if network.gateway is not None:
+            fcntl.ioctl(s, _SIOCADDRT, _default_route(network.gateway))
+
+
+def name_files(settings: Settings) -> dict[str, str]:
+    """/etc/hosts, /etc/hostname and /etc/resolv.conf, which all containers of the pod share."""
+    address = settings.network.address if settings.network else "127.0.1.1"
+    short = settings.hostname.partition(".")[0]
+    names = settings.hostname if short == settings.hostname else f"{settings.hostname} {short}"
+    rows = [
+        ("127.0.0.1", "localhost"),
+        ("::1", "localhost ip6-localhost ip6-loopback"),
+        (address, names),
+        *settings.hosts,
+    ]
+    resolv = ""
+    if settings.network is not None:
+        resolv = "".join(f"nameserver {server}\n" for server in settings.network.dns)
+        if settings.network.search:
+            resolv = f"search {' '.join(settings.network.search)}\n{resolv}"
+    return {
+        "hosts": "".join(f"{ip}\t{name}\n" for ip, name in rows),
+        "hostname": f"{settings.hostname}\n",
+        "resolv.conf": resolv,
+    }
+
+
+def _write_name_files(settings: Settings) -> None:
+    """On the data disk for the containers, which may write to them, and in /run for the agent's own root."""
+    for name, text in name_files(settings).items():
+        for directory in (f"{storage.DATA}/etc", storage.RUN):
+            path = f"{directory}/{name}"
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+            os.chmod(path, 0o644)
+
+
+class Setup:
+    """Does it, once."""
+
+    def __init__(self, volumes: storage.Volumes) -> None:
+        self.done = False
+        self._busy = False
+        self._volumes = volumes
+
+    async def run(self, settings: Settings) -> None:
+        """:raises AgentError: Conflict when it was done already; whatever fails"""
+        if self.done or self._busy:
+            raise conflict("setup: was called before; a guest is set up once per boot")
+        self._busy = True
+        try:
+            self._identity(settings)
+            storage.make_directories()
+            await storage.mount_data(settings.data_disk)
+            _write_name_files(settings)
+            for name, medium, size in settings.volumes:
+                self._volumes.add(name, medium, size)
+            self.done = True
+        except OSError as e:
+            raise from_os("setup", e) from e
+        finally:
+            self._busy = False
+
+    @staticmethod
+    def _identity(settings: Settings) -> None:
+        set_clock(settings.clock_ns)
+        add_entropy(settings.entropy)
+        socket.sethostname(settings.hostname)
+        if settings.network is not None:
+            try:
+                configure_network(settings.network)
+            except OSError as e:
+                where = f"network {settings.network.interface}"
+                raise AgentError(UNAVAILABLE, f"{where}: cannot be configured: {e.strerror}") from e

@@ -1,0 +1,280 @@
+"""Disks and mounts: the pod's data disk, image disks, volumes, and a container's root.
+
+Everything that grows lies on the data disk, so that a container that fills it gets ENOSPC and nothing else breaks.
+Containers cannot reach these mounts but through their own mount namespaces; paths that a request names inside a volume
+are resolved with `open_in_root`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+
+from . import syscalls
+from .cgroup import read_text
+from .errors import UNAVAILABLE, AgentError, conflict, from_os, invalid, not_found
+from .spec import File, VolumeMount
+
+DATA = "/data"
+IMAGES = "/mnt/images"
+RUN = "/run/podvisor"
+CONTAINERS = f"{RUN}/containers"
+MEMORY_VOLUMES = f"{RUN}/volumes"
+SHARED_MEMORY = f"{RUN}/shm"
+LOGS = f"{DATA}/logs"
+_DISK_WAIT_S = 5.0
+_TRASH = f"{DATA}/trash"
+
+
+def make_directories() -> None:
+    """What the rest of the agent expects below /run."""
+    for path in (RUN, CONTAINERS, MEMORY_VOLUMES, SHARED_MEMORY, f"{RUN}/empty", IMAGES):
+        os.makedirs(path, mode=0o755, exist_ok=True)
+
+
+def _serial_of(block: str) -> str:
+    try:
+        return read_text(f"/sys/block/{block}/serial").strip()
+    except OSError:
+        return ""
+
+
+async def find_disk(serial: str) -> str:
+    """The device of the disk with that serial; waits a little for one that is being plugged in.
+
+    :raises AgentError: NotFound
+    """
+    for _ in range(int(_DISK_WAIT_S * 20)):
+        for block in os.listdir("/sys/block"):
+            if block.startswith("vd") and _serial_of(block) == serial:
+                return f"/dev/{block}"
+        await asyncio.sleep(0.05)
+    raise not_found(f"disk {serial}: no virtio disk with that serial has appeared within {_DISK_WAIT_S:g} s")
+
+
+async def mount_data(serial: str | None) -> None:
+    """Mounts the pod's writable disk (ext4) at /data; without a serial, memory takes its place.
+
+    :raises AgentError: the disk is missing or cannot be mounted
+    """
+    flags = syscalls.MS_NOSUID * 0 | syscalls.MS_NODEV
+    try:
+        if serial is None:
+            syscalls.mount("data", DATA, "tmpfs", flags, "mode=0755")
+        else:
+            syscalls.mount(await find_disk(serial), DATA, "ext4", flags | syscalls.MS_RELATIME, "errors=remount-ro")
+        for name in ("containers", "volumes", "logs", "etc", "trash"):
+            os.makedirs(f"{DATA}/{name}", mode=0o755, exist_ok=True)
+        syscalls.mount("shm", SHARED_MEMORY, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777,size=65536k")
+    except OSError as e:
+        raise AgentError(UNAVAILABLE, f"data disk {serial}: cannot be mounted: {e.strerror}") from e
+
+
+async def mount_image(serial: str) -> str:
+    """The directory of an image disk, mounted read-only on first use."""
+    directory = f"{IMAGES}/{serial}"
+    if os.path.ismount(directory):
+        return directory
+    device = await find_disk(serial)
+    os.makedirs(directory, exist_ok=True)
+    try:
+        syscalls.mount(device, directory, "erofs", syscalls.MS_RDONLY | syscalls.MS_NODEV)
+    except OSError as e:
+        if os.path.ismount(directory):  # another container of the same image was quicker
+            return directory
+        raise AgentError(UNAVAILABLE, f"image disk {serial}: cannot be mounted: {e.strerror}") from e
+    return directory
+
+
+class Root:
+    """A container's root: an overlay of the image and a writable layer on the data disk, and what is bound into it."""
+
+    def __init__(self, name: str) -> None:
+        self.directory = f"{CONTAINERS}/{name}"
+        self.path = f"{self.directory}/rootfs"
+        self._layers = f"{DATA}/containers/{name}"
+        self._binds = 0
+
+    async def mount(self, image_disk: str) -> None:
+        """Makes a fresh writable layer and mounts the whole; an earlier one is discarded.
+
+        :raises AgentError: the image disk is missing, the data disk is full
+        """
+        self.unmount()
+        lower = await mount_image(image_disk)
+        upper, work = f"{self._layers}/upper", f"{self._layers}/work"
+        try:
+            for path in (upper, work, f"{self._layers}/files", self.path, f"{self.directory}/binds"):
+                os.makedirs(path, exist_ok=True)
+            os.chmod(upper, 0o755)
+            options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+            syscalls.mount("overlay", self.path, "overlay", syscalls.MS_NODEV, options)
+        except OSError as e:
+            raise from_os("the container's root", e) from e
+
+    def unmount(self) -> None:
+        """Unmounts everything and discards the writable layer; harmless when there is none."""
+        self.release_binds()
+        try:
+            syscalls.unmount(self.path, syscalls.MNT_DETACH)
+        except OSError:
+            pass  # not mounted
+        discard(self._layers)
+
+    def open(self) -> int:
+        """A descriptor of the root directory."""
+        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def bind_source(self, volume: str, mount: VolumeMount) -> str:
+        """A path that crun can bind for `mount`: the volume itself, or its sub-path pinned by a bind mount of our own.
+
+        The pin is needed because a container that shares the volume could swap the sub-path for a link at any time.
+        """
+        if not mount.sub_path:
+            return volume
+        fd = _open_sub_path(volume, mount.sub_path)
+        try:
+            self._binds += 1
+            pin = f"{self.directory}/binds/{self._binds}"
+            _make_target(pin, stat.S_ISDIR(os.fstat(fd).st_mode))
+            syscalls.mount(f"/proc/self/fd/{fd}", pin, None, syscalls.MS_BIND)
+        except OSError as e:
+            raise from_os(f"sub-path {mount.sub_path!r} of volume {mount.volume}", e) from e
+        finally:
+            os.close(fd)
+        return pin
+
+    def release_binds(self) -> None:
+        """Undoes `bind_source` once crun has bound the paths (or never will)."""
+        while self._binds:
+            with contextlib.suppress(OSError):
+                syscalls.unmount(f"{self.directory}/binds/{self._binds}", syscalls.MNT_DETACH)
+            self._binds -= 1
+
+    def write_file(self, index: int, file: File) -> str:
+        """A guest file with that content, to be bound into the container."""
+        path = f"{self._layers}/files/{index}"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as f:
+                f.write(file.content)
+                os.fchmod(f.fileno(), file.mode)
+        except OSError as e:
+            raise from_os(f"file {file.path}", e) from e
+        return path
+
+
+def _make_target(path: str, directory: bool) -> None:
+    if directory:
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _open_sub_path(volume: str, sub_path: str) -> int:
+    """Opens a sub-path, making missing directories; links in it cannot lead out of the volume."""
+    root = os.open(volume, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            return syscalls.open_in_root(root, sub_path, os.O_PATH)
+        except FileNotFoundError:
+            _make_below(root, [part for part in sub_path.split("/") if part not in ("", ".")])
+            return syscalls.open_in_root(root, sub_path, os.O_PATH)
+    except OSError as e:
+        raise from_os(f"sub-path {sub_path!r}", e) from e
+    finally:
+        os.close(root)
+
+
+def _make_below(root: int, parts: list[str]) -> None:
+    for i in range(len(parts)):
+        parent = syscalls.open_in_root(root, "/".join(parts[:i]) or ".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            os.mkdir(parts[i], 0o755, dir_fd=parent)
+        except FileExistsError:
+            pass
+        finally:
+            os.close(parent)
+
+
+# ---- volumes ---------------------------------------------------------------------------------------------------------
+
+
+class Volumes:
+    """The pod's volumes, which live as long as the pod."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, str] = {}
+
+    def add(self, name: str, medium: str, size_bytes: int | None) -> None:
+        """Makes an empty volume that anybody may write to.
+
+        :raises AgentError: Conflict; there is one of that name
+        """
+        if name in self._paths:
+            raise conflict(f"volume {name}: exists already")
+        path = f"{DATA}/volumes/{name}" if medium == "disk" else f"{MEMORY_VOLUMES}/{name}"
+        try:
+            os.makedirs(path, exist_ok=True)
+            if medium == "memory":
+                size = f"size={size_bytes}" if size_bytes else "size=50%"
+                flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+                syscalls.mount("volume", path, "tmpfs", flags, f"mode=0777,{size}")
+            os.chmod(path, 0o777)
+        except OSError as e:
+            raise from_os(f"volume {name}", e) from e
+        self._paths[name] = path
+
+    def path(self, name: str) -> str:
+        """The volume's directory.
+
+        :raises AgentError: Invalid; the pod has no such volume
+        """
+        if name not in self._paths:
+            have = ", ".join(sorted(self._paths)) or "none"
+            raise invalid(f"container.mounts: the pod has no volume {name!r} (it has: {have})")
+        return self._paths[name]
+
+
+# ---- removing --------------------------------------------------------------------------------------------------------
+
+
+def discard(directory: str) -> None:
+    """Takes a tree out of the way at once; `empty_trash` frees its space."""
+    try:
+        os.makedirs(_TRASH, exist_ok=True)
+        os.rename(directory, f"{_TRASH}/{os.path.basename(directory)}-{os.urandom(6).hex()}")
+    except OSError:
+        pass  # there is none
+
+
+def empty_trash() -> None:
+    """Deletes what was discarded. Blocks: run it in a thread."""
+    try:
+        names = os.listdir(_TRASH)
+    except OSError:
+        return
+    if names:
+        import shutil
+
+        for name in names:
+            shutil.rmtree(f"{_TRASH}/{name}", ignore_errors=True)
+
+
+def disk_usage(path: str) -> int:
+    """Bytes that a tree takes on its disk, without following links or leaving its file system. Blocks."""
+    total = 0
+    pending = [path]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    info = entry.stat(follow_symlinks=False)
+                    total += info.st_blocks * 512
+                    if stat.S_ISDIR(info.st_mode):
+                        pending.append(entry.path)
+        except OSError:
+            continue
+    return total
