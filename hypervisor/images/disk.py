@@ -364,7 +364,7 @@ class _Finisher:
             blocks=end,
             meta_block=meta_block,
             uuid=hashlib.sha256(image_id.encode()).digest()[:16],
-            label=f"img-{image_id[:12]}".encode(),
+            label=image_id[:12].encode(),  # 16 bytes with a NUL, or kernels refuse the file system
         )
         self._file.seek(0)
         self._file.write(block)
