@@ -143,8 +143,10 @@ class TarReader:
         pax: dict[bytes, bytes] = {}
         sparse: list[tuple[bytes, bytes]] = []
         long_name = long_target = None
+        extended = False
         while header := self._header():
             kind = header[156:157]
+            extended = kind in (b"L", b"K", b"x")
             if kind == b"L":
                 long_name = self._extended(header).rstrip(b"\0")
             elif kind == b"K":
@@ -155,7 +157,7 @@ class TarReader:
                 _parse_pax(self._extended(header))  # checked, and ignored as docker does
             else:
                 return self._entry(header, pax, sparse, long_name, long_target)
-        if pax or long_name is not None or long_target is not None:
+        if extended:
             raise InvalidInput("the tar archive ends after an extended header")
         return None
 

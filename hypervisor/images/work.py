@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import hypervisor
 from hypervisor import errors
 from hypervisor.errors import HvError
 from hypervisor.images import worker
@@ -16,6 +20,7 @@ from hypervisor.images.build import BuildJob, ExpandJob
 from hypervisor.images.model import Progress, ProgressEvent
 
 _LINE_LIMIT = 1 << 20
+_LAST_WORDS = 5
 
 
 @asynccontextmanager
@@ -24,7 +29,7 @@ async def child(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A program with pipes for stdin, stdout and stderr; dead and reaped when the block is left, however it is.
 
-    :param stderr: ``DEVNULL`` where nobody reads it: a full pipe would stop the program
+    :param stderr: as asyncio has it; a pipe that nobody reads would stop the program when it is full
     :raises FileNotFoundError: there is no such program
     """
     pipe = asyncio.subprocess.PIPE
@@ -44,21 +49,41 @@ async def run_job(job: BuildJob | ExpandJob, progress: Progress) -> None:
 
     :raises HvError: as :func:`hypervisor.images.build.run` has it
     """
-    async with child(sys.executable, "-P", "-m", worker.__name__, stderr=asyncio.subprocess.DEVNULL) as process:
+    last_words: deque[str] = deque(maxlen=_LAST_WORDS)
+    argv = (sys.executable, "-P", "-m", worker.__name__)
+    async with child(*argv, env=_worker_environment(), stderr=asyncio.subprocess.STDOUT) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(worker.encode(job))
         process.stdin.close()
         async for line in process.stdout:
-            message = json.loads(line)
-            if "progress" in message:
+            message = _message(line)
+            if message is None:
+                last_words.append(line.decode(errors="replace").strip())
+            elif "progress" in message:
                 progress(ProgressEvent(**message["progress"]))
             elif "error" in message:
                 raise _error(message["error"])
             else:
                 return
         await process.wait()
-    raise HvError(f"the process that builds images died (exit status {process.returncode})")
+    told = " | ".join(last_words) or "it said nothing"
+    raise HvError(f"the process that builds images died (exit status {process.returncode}): {told}")
+
+
+def _worker_environment() -> dict[str, str]:
+    """The worker imports this very package, installed or not."""
+    places = [str(Path(hypervisor.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """A line of the worker's protocol, or None: then it is what a dying interpreter says."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
 
 
 def _error(value: dict[str, Any]) -> HvError:
