@@ -92,8 +92,6 @@ class ContainerKeeper:
         if known is None or self._recorded(known):
             try:
                 started_ns = await self._start()
-            except Unavailable as e:
-                raise VmFailed(f"the pod VM agent did not start container {self.name}: {e}") from e
             except HvError as e:
                 return self._end(await self._start_error(e))
         else:
@@ -107,7 +105,11 @@ class ContainerKeeper:
 
     async def _start_error(self, error: HvError) -> Terminated:
         """The agent lists the attempt as exited, with a shell's exit code for a program that is not there."""
-        listed = [i for i in map(Instance.parse, await self._vm.agent.list()) if i.name == self.name and i.exited]
+        try:
+            answer = await self._vm.agent.list()
+        except Unavailable as e:
+            raise VmFailed(f"the pod VM agent did not start container {self.name}: {error}") from e
+        listed = [i for i in map(Instance.parse, answer) if i.name == self.name and i.exited]
         code = listed[0].exit_code if listed and listed[0].exit_code else START_ERROR_EXIT_CODE
         return Terminated(code, "StartError", str(error), finished_ns=time.time_ns())
 

@@ -143,7 +143,7 @@ class VmSession:
 
     async def _note_started(self, began: float) -> NoReturn:
         version = 0
-        while not all(self._vm.feed.latest(c.name) for c in self._pod.containers):
+        while not self._journal.record.started_at:
             version = await self._journal.topic.wait_newer(version)
         timing = {**self._journal.record.timing, "containers": time.monotonic() - began}
         self._journal.update(timing=rounded(timing))
