@@ -1,0 +1,84 @@
+"""QEMU's command line for each kind of machine, as golden files: ``pytest tests/unit/vmm --regenerate`` writes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hypervisor.vmm.argv import Machine, mac_of, render_argv
+from hypervisor.vmm.capabilities import HostCapabilities
+from hypervisor.vmm.config import MIB, ImageDisk, VmConfig
+from hypervisor.vmm.guest import GuestImage
+from hypervisor.vmm.identity import VmIdentity
+from hypervisor.vmm.plan import plan_launch
+
+GOLDEN = Path(__file__).parent / "golden"
+DIRECTORY = Path("/var/lib/podvisor/pods/0a1b2c3d/vm")
+IDENTITY = VmIdentity(cid=10_001, uid=0x70000001)
+IMAGES = (
+    ImageDisk(serial="img-0123456789ab", path=Path("/var/lib/podvisor/images/a.erofs")),
+    ImageDisk(serial="img-ba9876543210", path=Path("/var/lib/podvisor/images/b.erofs")),
+)
+ODD = (ImageDisk(serial="odd", path=Path('/a b/c,d="e"\\f,,g/ü.img')),)
+
+CASES = {
+    "tcg": ({}, {}),
+    "kvm": ({"accelerator": "kvm"}, {"kvm_unusable": None}),
+    "kernel-vsock": ({}, {"vsock": "kernel"}),
+    "net-none": ({"net": "none"}, {}),
+    "no-data-disk": ({"data_disk": None}, {}),
+    "several-disks": ({"image_disks": IMAGES}, {}),
+    "odd-names": ({"image_disks": ODD}, {}),
+    "big": ({"memory_bytes": 4096 * MIB, "vcpus": 8, "kernel_arguments": ("debug", "x=y")}, {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str, guest: GuestImage, capabilities: HostCapabilities, request: pytest.FixtureRequest) -> None:
+    fields, host = CASES[name]
+    config = VmConfig(**{"name": "default/web", "guest": guest, **fields})  # type: ignore[arg-type]
+    plan = plan_launch(config, replace(capabilities, **host), DIRECTORY, IDENTITY)  # type: ignore[arg-type]
+    text = "".join(f"{line}\n" for line in _lines(plan.argv))
+    path = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--regenerate", default=False):
+        path.write_text(text)
+    assert text == path.read_text(), f"{path.name} differs; `pytest tests/unit/vmm --regenerate` if that is meant"
+
+
+def _lines(argv: tuple[str, ...]) -> list[str]:
+    """An option with its value on each line."""
+    lines: list[str] = []
+    for word in argv:
+        if word.startswith("-") or not lines:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def test_no_golden_file_is_stale() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(CASES)
+
+
+def test_every_disk_has_one_descriptor(guest: GuestImage, capabilities: HostCapabilities) -> None:
+    config = VmConfig(name="x", guest=guest, image_disks=IMAGES)
+    plan = plan_launch(config, capabilities, DIRECTORY, IDENTITY)
+    numbers = [disk.fd for disk in plan.disks]
+    assert numbers == [20, 21, 22, 23]
+    assert set(numbers) < set(plan.confinement.keep_fds)
+
+
+def test_render_is_pure() -> None:
+    machine = Machine(
+        qemu=Path("/q"), name="n", accelerator="tcg", memory_bytes=64 * MIB, vcpus=1, kernel=Path("/k"),
+        initrd=Path("/i"), cmdline="", disks=(), vsock="kernel", cid=3, mac=None,
+    )  # fmt: skip
+    assert render_argv(machine) == render_argv(machine)
+    assert "-netdev" not in render_argv(machine)
+
+
+def test_mac_is_local_and_unique() -> None:
+    assert mac_of(10_000) == "52:54:00:00:27:10"
+    assert len({mac_of(cid) for cid in range(3, 1000)}) == 997
