@@ -11,12 +11,14 @@ No journal: the disk does not outlive its VM, and a journal would write everythi
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from pathlib import Path
 
 from hypervisor.errors import HostUnfit, HvError, ResourceExhausted
 from hypervisor.vmm.config import MIB, DataDisk
 from hypervisor.vmm.directory import disk_error
+from hypervisor.vmm.uncut import uncut
 
 #: what must be free on the host's file system beyond a preallocated disk, bytes
 RESERVE = 128 * MIB
@@ -31,11 +33,12 @@ async def make_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> Non
     """
     if mke2fs is None:
         raise HostUnfit("mke2fs is not installed; install the package e2fsprogs")
-    _make_file(path, disk)
+    remove = functools.partial(path.unlink, missing_ok=True)
+    await uncut(functools.partial(_make_file, path, disk), remove)
     try:
         await _format(path, mke2fs)
     except BaseException:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 -- microseconds, and a cancelled task should not wait
+        remove()
         raise
 
 
@@ -47,9 +50,11 @@ def _make_file(path: Path, disk: DataDisk) -> None:
         raise ResourceExhausted(
             f"{path.parent} has {free // MIB} MiB free, the VM's disk needs {needed // MIB} MiB; free some space"
         )
-    fd = -1
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as e:
+        raise disk_error(e, f"cannot make the disk {path}") from e
+    try:
         os.ftruncate(fd, disk.size_bytes)
         if disk.preallocate:
             os.posix_fallocate(fd, 0, disk.size_bytes)
@@ -57,8 +62,7 @@ def _make_file(path: Path, disk: DataDisk) -> None:
         path.unlink(missing_ok=True)
         raise disk_error(e, f"cannot make the disk {path}") from e
     finally:
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)
 
 
 async def _format(path: Path, mke2fs: Path) -> None:

@@ -30,7 +30,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hypervisor.errors import InvalidInput, NotFound, Unavailable, VmFailed
 from hypervisor.vmm import records
@@ -43,6 +43,7 @@ from hypervisor.vmm.identity import open_kernel_vsock
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp
 from hypervisor.vmm.sweep import belongs
+from hypervisor.vmm.uncut import uncut
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vmm.watch import ProcessWatch, describe_status
 from hypervisor.vmx.config import VmxFds
@@ -55,7 +56,6 @@ _DYING_S = 3.0
 #: descriptors are moved up here before they are given their numbers, so that none is overwritten by another's number
 _FD_BASE = 256
 
-T = TypeVar("T")
 Ready = Callable[[VsockAddress], Awaitable[object]]
 
 
@@ -158,21 +158,8 @@ async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
             plan.files.remove()
             raise
 
-    await _uncut(asyncio.to_thread(make), undo, plan.files.remove)
-
-
-async def _uncut(work: Awaitable[T], undo: AsyncExitStack, undoing: Callable[[], object]) -> T:
-    """`work` in a thread cannot be interrupted: when we are cancelled, wait for its end, then have it undone."""
-    task = asyncio.ensure_future(work)
-    try:
-        result = await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if task.exception() is None:
-            undoing()
-        raise
-    undo.push_async_callback(asyncio.to_thread, undoing)
-    return result
+    await uncut(make, plan.files.remove)
+    undo.push_async_callback(asyncio.to_thread, plan.files.remove)
 
 
 async def _start_processes(

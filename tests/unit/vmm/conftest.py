@@ -1,4 +1,4 @@
-"""Values that VMM tests start from, and ``--regenerate`` for the golden files (``pytest tests/unit/vmm --regenerate``)."""
+"""Values that VMM tests start from, and ``pytest tests/unit/vmm --regenerate`` for the golden files."""
 
 from __future__ import annotations
 

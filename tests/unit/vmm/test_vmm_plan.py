@@ -12,8 +12,8 @@ from hypervisor.errors import HostUnfit, InvalidInput
 from hypervisor.vmm import records
 from hypervisor.vmm.capabilities import HostCapabilities
 from hypervisor.vmm.cgroup import Layout
-from hypervisor.vmm.confine import ConfinementSupport
 from hypervisor.vmm.config import MIB, VmConfig
+from hypervisor.vmm.confine import ConfinementSupport
 from hypervisor.vmm.devices import vmx_config
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import VmIdentity
