@@ -431,14 +431,14 @@ static enum turn send_for(struct pv_vsock *v, struct pv_conn *c)
         return send_control(v, c, PV_OWES_REQUEST, VIRTIO_VSOCK_OP_REQUEST, 0);
     if (c->owes & PV_OWES_RESPONSE)
         return send_control(v, c, PV_OWES_RESPONSE, VIRTIO_VSOCK_OP_RESPONSE, 0);
-    if (c->owes & PV_OWES_SHUTDOWN)
-        return send_shutdown(v, c);
     if (pv_conn_has_data(c)) {
         enum turn turn = send_data(v, c);
 
         if (turn != NOTHING_TO_SEND)
             return turn;
     }
+    if (c->owes & PV_OWES_SHUTDOWN)
+        return send_shutdown(v, c);
     if (c->owes & PV_OWES_CREDIT_UPDATE)
         return send_control(v, c, PV_OWES_CREDIT_UPDATE, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 0);
     return NOTHING_TO_SEND;
