@@ -10,7 +10,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -18,10 +18,13 @@ from hypervisor.cli import complete, progress
 from hypervisor.cli.app import Settings, pass_settings
 from hypervisor.cli.execute import first_container
 from hypervisor.cli.output import note
-from hypervisor.cli.rest import Connection, Write, target
+from hypervisor.cli.rest import Connection, target
 from hypervisor.cli.state import pod_reference
 from hypervisor.cli.untar import Parts, Unpacker
 from hypervisor.errors import InvalidInput, NotFound, ProtocolError
+
+if TYPE_CHECKING:
+    from hypervisor.cli.rest import Write
 
 CHUNK = 256 * 1024
 MAX_LINKS = 10

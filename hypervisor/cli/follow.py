@@ -26,7 +26,7 @@ def wait_started(connection: Connection, namespace: str, name: str, container: s
     where = target(("hv", "v1", "pods", namespace, name), [("watch", "1")])
     for pod in connection.call("GET", where).objects():
         status = pods.container_status(pod, container)
-        if pods.state(status, "running") or pods.state(status, "terminated"):
+        if pods.state(status, "running") is not None or pods.state(status, "terminated") is not None:
             return pod
         reason = pods.failure(pod, container)
         if reason is not None:
@@ -43,10 +43,12 @@ def join(
     tty: bool,
     replay: bool,
     on_signal: Callable[[int], None] | None = None,
+    joined: Callable[[], None] = lambda: None,
 ) -> session.Outcome:
     """Joins the container's streams until it ends or the user detaches.
 
     :param replay: begin with what it has written so far
+    :param joined: called as soon as hostd has accepted
     :raises Unavailable: the pod's VM does not run (any more)
     """
     connection = fresh(state)
@@ -58,6 +60,7 @@ def join(
     except BaseException:
         connection.close()
         raise
+    joined()
     stdin_fd = 0 if stdin else None
     return session.Session(connection, protocol, stdin=stdin_fd, tty=tty, detach_keys=stdin, on_signal=on_signal).run()
 

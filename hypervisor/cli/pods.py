@@ -48,7 +48,7 @@ def describe(pod: Pod) -> str:
         waiting = state(status, "waiting")
         if waiting and waiting.get("reason"):
             return str(waiting["reason"])
-    ended = [t for s in statuses(pod) if (t := state(s, "terminated"))]
+    ended = [t for s in statuses(pod) if (t := state(s, "terminated")) is not None]
     if ended and len(ended) == len(containers(pod)):
         return _describe_exit(next((t for t in ended if t.get("exitCode")), ended[0]))
     status = pod.get("status") or {}

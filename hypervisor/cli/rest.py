@@ -114,18 +114,24 @@ class _Reader:
 
 
 class Response:
-    """An answer whose body is read as it comes. Read it to its end before the next request."""
+    """An answer whose body is read as it comes, once."""
 
     def __init__(self, reader: _Reader, status: int, headers: dict[str, str]) -> None:
         self._reader = reader
         self.status = status
         self.headers = headers
+        self._body: Iterator[bytes] | None = None
 
     def chunks(self) -> Iterator[bytes]:
-        """The body in pieces.
+        """The body in pieces; a second call goes on where the first was left.
 
         :raises Unavailable: the connection broke before the body's end
         """
+        if self._body is None:
+            self._body = self._pieces()
+        return self._body
+
+    def _pieces(self) -> Iterator[bytes]:
         if "chunked" in self.headers.get("transfer-encoding", "").lower():
             return self._chunked()
         length = self.headers.get("content-length")
@@ -201,7 +207,7 @@ class _Refused(Exception):
 
 
 class Connection:
-    """One TCP connection to a daemon; a context manager. One request at a time."""
+    """One TCP connection to a daemon; a context manager. One request at a time: the next ends the last answer."""
 
     def __init__(self, endpoint: Endpoint, timeout: float | None = QUICK) -> None:
         """Connects.
@@ -214,6 +220,7 @@ class Connection:
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock.settimeout(timeout)
         self._reader = _Reader(self._sock)
+        self._answer: Response | None = None
 
     def __enter__(self) -> Connection:
         return self
@@ -246,6 +253,9 @@ class Connection:
             what it raises goes through, and leaves the request unfinished: close the connection then
         :raises Unavailable: the connection broke
         """
+        if self._answer is not None:
+            for _ in self._answer.chunks():
+                pass  # whoever asked had read enough
         whole = body if isinstance(body, bytes) else b""
         lines = [f"{method} {where} HTTP/1.1", f"Host: {self.endpoint.address}:{self.endpoint.port}"]
         lines += [f"Authorization: Bearer {self.endpoint.token}", *(f"{k}: {v}" for k, v in headers)]
@@ -284,7 +294,8 @@ class Connection:
         if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
             raise ProtocolError("what listens on hostd's port does not speak HTTP; run: hv host stop, then again")
         headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-        return Response(self._reader, int(words[1]), headers)
+        self._answer = Response(self._reader, int(words[1]), headers)
+        return self._answer
 
     def call(
         self,

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -191,10 +191,11 @@ class _Run:
     def _foreground(self, pod: dict[str, Any]) -> int:
         container = podspec.container_name(self._options.name)
         namespace, name = _key(pod)
-        with follow.fresh(self._settings.state) as connection:
-            pod = follow.wait_started(connection, namespace, name, container)
-        self._clock.lap("start")
-        outcome = self._join(pod, container)
+        # The watch stays open until the streams are joined: hostd keeps the VM of a pod that is over for its readers.
+        with follow.fresh(self._settings.state) as watch:
+            pod = follow.wait_started(watch, namespace, name, container)
+            self._clock.lap("start")
+            outcome = self._join(pod, container, watch.close)
         self._clock.lap("run")
         if outcome.detached:
             note(f"left {name} running; hv attach {name} goes back to it")
@@ -210,7 +211,7 @@ class _Run:
         self._report(pod)
         return code
 
-    def _join(self, pod: dict[str, Any], container: str) -> session.Outcome:
+    def _join(self, pod: dict[str, Any], container: str, joined: Callable[[], None]) -> session.Outcome:
         options = self._options
         try:
             return follow.join(
@@ -221,6 +222,7 @@ class _Run:
                 tty=options.tty,
                 replay=True,
                 on_signal=self._stop_on_signal,
+                joined=joined,
             )
         except HvError as e:
             return self._after_the_end(pod, container, e)
