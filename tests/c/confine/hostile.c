@@ -111,6 +111,8 @@ static void attack_memory(pid_t pid, void *secret)
     struct iovec remote = {secret, sizeof buffer};
     char path[64];
     int pidfd;
+    int pair[2];
+    char ring[256] = "";
 
     report("ptrace", try_trace(pid));
     report("read-memory", process_vm_readv(pid, &local, 1, &remote, 1, 0));
@@ -121,6 +123,12 @@ static void attack_memory(pid_t pid, void *secret)
     report("steal-descriptor", pidfd < 0 ? -1 : syscall(SYS_pidfd_getfd, pidfd, 0, 0));
     report("shared-memory", shmget(SHM_KEY, 4096, 0));
     report("abstract-socket", try_connect(abstract_name, 1));
+    report("vsock-socket", socket(AF_VSOCK, SOCK_STREAM, 0));
+    report("packet-socket", socket(AF_PACKET, SOCK_RAW, 0));
+    report("raw-socket", socket(AF_INET, SOCK_RAW, 1));
+    report("netlink-socket", socket(AF_NETLINK, SOCK_RAW, 0));
+    report("datagram-pair", socketpair(AF_UNIX, SOCK_DGRAM, 0, pair));
+    report("io-uring", syscall(SYS_io_uring_setup, 1, ring));
 }
 
 static void attack_processes(pid_t pid)
