@@ -1,7 +1,7 @@
 """The confinement on Debian 12's own kernel: cgroup v2 with all its controllers, Landlock without scopes.
 
-The kernel that this test runs on may have neither; so a guest is booted from the guest image's kernel and initramfs, with
-a root of its own: the guest image's, the rest of Python's library, the code under test, and confinement_in_guest.py.
+The kernel that this test runs on may have neither; so a guest is booted from the guest image's kernel and initramfs,
+with a root of its own: the guest image's, the rest of Python's library, the code under test, confinement_in_guest.py.
 """
 
 from __future__ import annotations
