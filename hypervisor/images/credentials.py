@@ -115,7 +115,7 @@ def _registry(text: str) -> Reference:
         reference = parse(f"{name}/x")
     except InvalidInput:
         reference = None
-    if reference is None or reference.registry not in (name, DEFAULT_REGISTRY) or "/" in name:
+    if reference is None or "/" in name or (reference.registry != name and name not in _DOCKER_HUB_KEYS):
         raise InvalidInput(f"{text!r} is no name of a registry; write HOST[:PORT], as quay.io or 127.0.0.1:5000")
     return reference
 

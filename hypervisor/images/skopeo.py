@@ -19,8 +19,10 @@ _MESSAGE_LIMIT = 300
 _MEANINGS: tuple[tuple[str, type[HvError], str], ...] = (
     (r"manifest unknown|name unknown|repository name not known|NAME_UNKNOWN|404 \(?Not Found", NotFound,
      "the registry has no such image; check its name and tag"),
-    (r"invalid username/password|unauthorized|authentication required|access to the resource is denied|403 Forbidden",
-     InvalidInput, "the registry refuses access: no such image, or it needs (other) credentials: hv image login"),
+    (r"not logged into", NotFound, "no credentials are kept for it"),
+    (r"invalid username/password", InvalidInput, "the registry refuses this user name and password"),
+    (r"unauthorized|authentication required|access to the resource is denied|403 Forbidden", InvalidInput,
+     "the registry refuses access: no such image, or it needs (other) credentials: hv image login"),
     (r"no space left on device|disk quota exceeded|file too large", ResourceExhausted,
      "no room for the download: free some space, or remove images that no pod uses (hv image prune)"),
     (r"x509|certificate", Unavailable,
@@ -30,6 +32,7 @@ _MEANINGS: tuple[tuple[str, type[HvError], str], ...] = (
     (r"no such host|connection refused|connection reset|i/o timeout|timeout|network is unreachable|TLS handshake|EOF",
      Unavailable, "the registry cannot be reached; check its name and the network"),
 )  # fmt: skip
+_NOISE = re.compile(r'^Error parsing image name "[^"]*": ')
 
 
 async def run(arguments: Sequence[str], *, what: str, timeout: float | None = None, stdin: bytes = b"") -> bytes:
@@ -62,6 +65,7 @@ def explain(complaint: str, *, what: str, status: int | None) -> HvError:
         return HostUnfit("skopeo is not installed: install the Debian package skopeo")
     message = re.search(r'msg="((?:[^"\\]|\\.)*)"', last)
     text = message[1].replace('\\"', '"').replace("\\\\", "\\") if message else last
+    text = _NOISE.sub("", text)
     for pattern, kind, meaning in _MEANINGS:
         if re.search(pattern, text, re.IGNORECASE):
             return kind(f"{what}: {meaning} ({_shortened(text)})")
