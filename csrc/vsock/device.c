@@ -193,7 +193,7 @@ static int wait_for_events(struct pv_vsock *v, struct epoll_event *events, int *
     return count < 0 ? 0 : count;
 }
 
-static int one_turn(struct pv_vsock *v, int *err)
+int pv_vsock_turn(struct pv_vsock *v, int *err)
 {
     struct epoll_event events[EVENTS_A_TURN];
     int count = wait_for_events(v, events, err);
@@ -216,7 +216,7 @@ static int one_turn(struct pv_vsock *v, int *err)
 int pv_vsock_run(struct pv_vsock *v, int *err)
 {
     while (!v->stopping)
-        if (one_turn(v, err) < 0)
+        if (pv_vsock_turn(v, err) < 0)
             return -1;
     *err = v->result;
     return v->result ? -1 : 0;

@@ -170,6 +170,9 @@ void pv_ring_broken(struct pv_vsock *v, unsigned ring);
 void pv_ring_publish(struct pv_vsock *v, unsigned ring);
 int pv_watch(struct pv_vsock *v, int fd, uint32_t events, struct pv_source *source, int *err);
 
+/* One turn of the event loop; pv_vsock_run is this, again and again. */
+int pv_vsock_turn(struct pv_vsock *v, int *err);
+
 /* connection.c */
 struct pv_conn *pv_conn_new(struct pv_vsock *v, int fd, enum pv_state state, int *err);
 struct pv_conn *pv_conn_find(const struct pv_vsock *v, uint32_t guest_port, uint32_t host_port);

@@ -5,7 +5,7 @@ VSOCK_SOURCES := $(wildcard vsock/*.c)
 VSOCK_HEADERS := $(wildcard vsock/*.h common/*.h $(TESTS_DIR)/vsock/*.h)
 VSOCK_TEST_SOURCES := $(wildcard $(TESTS_DIR)/vsock/test_*.c) $(TESTS_DIR)/vsock/frontend.c
 VSOCK_FUZZERS := $(patsubst $(TESTS_DIR)/vsock/fuzz_%.c,$(OUT)/fuzz-vsock-%,$(wildcard $(TESTS_DIR)/vsock/fuzz_*.c))
-VSOCK_FLAGS := $(WARNINGS) $(HARDENING) -I. -I$(TESTS_DIR)/vsock
+VSOCK_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(TESTS_DIR)/vsock
 
 $(OUT)/test-vsock: $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) $(VSOCK_HEADERS)
 	$(CC) $(VSOCK_FLAGS) $(SANITIZE) -fsanitize=address,undefined $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) -o $@ -pthread
@@ -13,15 +13,15 @@ $(OUT)/test-vsock: $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) $(VSOCK_HEADERS)
 $(OUT)/test-vsock-tsan: $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) $(VSOCK_HEADERS)
 	$(CC) $(VSOCK_FLAGS) -Wno-tsan $(SANITIZE) -fsanitize=thread $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) -o $@ -pthread
 
-# gcov wants one object a source: its notes and data lie beside the objects.
+# gcov wants one object a source: its notes and data lie beside the objects. Absolute names, so that gcovr finds the sources.
 GCOV_VSOCK := $(patsubst vsock/%.c,$(OUT)/gcov/vsock/%.o,$(VSOCK_SOURCES))
 
 $(OUT)/gcov/vsock/%.o: vsock/%.c $(VSOCK_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(VSOCK_FLAGS) -O0 -g --coverage -c $< -o $@
+	$(CC) $(VSOCK_FLAGS) -O0 -g --coverage -c $(abspath $<) -o $@
 
 $(OUT)/gcov/test-vsock: $(GCOV_VSOCK) $(VSOCK_TEST_SOURCES) $(VSOCK_HEADERS)
-	$(CC) $(VSOCK_FLAGS) -O0 -g $(VSOCK_TEST_SOURCES) $(GCOV_VSOCK) --coverage -o $@ -pthread
+	$(CC) $(VSOCK_FLAGS) -O0 -g $(VSOCK_TEST_SOURCES) $(GCOV_VSOCK) -lgcov -o $@ -pthread
 
 .PHONY: coverage-vsock
 coverage-vsock: $(OUT)/gcov/test-vsock
