@@ -1,4 +1,4 @@
-"""Which accelerator VMs get: KVM where guest code was seen to run under it, else TCG.
+"""Whether KVM runs guests on this machine: VMs get it where guest code was seen to run under it, else TCG.
 
 A ``/dev/kvm`` that opens proves nothing: nested clouds have some under which ordinary guests hang for ever. The probe
 has two stages, each in a process of its own that is killed at its time limit; this process never touches ``/dev/kvm``:
@@ -23,13 +23,9 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
-from hypervisor.errors import HostUnfit, InvalidInput
+from hypervisor.vmm.argv import Accelerator
 from hypervisor.vmm.confine import LIBEXEC
-
-Accelerator = Literal["kvm", "tcg"]
-AcceleratorWish = Literal["auto", "kvm", "tcg"]
 
 KVM_DEVICE = Path("/dev/kvm")
 CACHE_NAME = "kvm-probe.json"
@@ -53,33 +49,6 @@ class KvmProbe:
     usable: bool
     reason: str
     final: bool = True
-
-
-@dataclass(frozen=True)
-class AcceleratorChoice:
-    """``reason`` is one line for the user, also where KVM was chosen."""
-
-    accelerator: Accelerator
-    reason: str
-
-
-async def choose_accelerator(
-    wish: str, *, qemu: Path, kernel: Path | None, cache_directory: Path | None
-) -> AcceleratorChoice:
-    """The accelerator for VMs of this host. Runs the probe unless ``wish`` is tcg or the answer is known.
-
-    Raises InvalidInput for an unknown wish, HostUnfit where KVM is demanded and cannot run a guest.
-    """
-    if wish not in get_args(AcceleratorWish):
-        raise InvalidInput(f"'{wish}' is none of {', '.join(get_args(AcceleratorWish))}", where="accelerator")
-    if wish == "tcg":
-        return AcceleratorChoice("tcg", "TCG, as asked for")
-    probe = await probe_kvm(qemu=qemu, kernel=kernel, cache_directory=cache_directory)
-    if probe.usable:
-        return AcceleratorChoice("kvm", f"KVM: {probe.reason}")
-    if wish == "kvm":
-        raise HostUnfit(f"KVM cannot run a guest here: {probe.reason}; use accelerator auto or tcg")
-    return AcceleratorChoice("tcg", f"TCG, as KVM cannot run a guest here: {probe.reason}")
 
 
 async def probe_kvm(

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.errors import HostUnfit, InvalidInput
 from hypervisor.vmm import accel
-from hypervisor.vmm.accel import KvmProbe, choose_accelerator, probe_kvm
+from hypervisor.vmm.accel import KvmProbe, probe_kvm
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
@@ -69,20 +68,24 @@ async def test_no_process_of_the_probe_is_left() -> None:
     assert not any("kvm-probe" in name for name in children())
 
 
-async def test_choice(first_stage_passes: None, tmp_path: Path) -> None:
-    works = script(tmp_path, f"echo '{accel.MARKER.decode()}'")
-    choice = await choose_accelerator("auto", qemu=works, kernel=kernel(tmp_path), cache_directory=None)
-    assert choice.accelerator == "kvm"
-    choice = await choose_accelerator("tcg", qemu=works, kernel=kernel(tmp_path), cache_directory=None)
-    assert choice.accelerator == "tcg"
-    fails = script(tmp_path, "echo 'failed to set MSR 0x10a to 0x69'; exit 1")
-    choice = await choose_accelerator("auto", qemu=fails, kernel=kernel(tmp_path), cache_directory=None)
-    assert choice.accelerator == "tcg"
-    assert "failed to set MSR 0x10a" in choice.reason
-    with pytest.raises(HostUnfit, match="KVM cannot run a guest here"):
-        await choose_accelerator("kvm", qemu=fails, kernel=kernel(tmp_path), cache_directory=None)
-    with pytest.raises(InvalidInput, match="auto, kvm, tcg"):
-        await choose_accelerator("hvf", qemu=fails, kernel=None, cache_directory=None)
+async def test_a_guest_that_reaches_user_mode(first_stage_passes: None, tmp_path: Path) -> None:
+    works = script(tmp_path, f"echo early; echo '{accel.MARKER.decode()}'; sleep 1000")
+    probe = await probe_kvm(qemu=works, kernel=kernel(tmp_path), cache_directory=None)
+    assert probe.usable
+
+
+async def test_a_qemu_that_ends_is_quoted(first_stage_passes: None, tmp_path: Path) -> None:
+    fails = script(tmp_path, "echo 'failed to set MSR 0x10a to 0x69' >&2; exit 1")
+    probe = await probe_kvm(qemu=fails, kernel=kernel(tmp_path), cache_directory=None)
+    assert not probe.usable
+    assert probe.reason.endswith("before the guest reached user mode: failed to set MSR 0x10a to 0x69")
+
+
+async def test_without_a_guest_kernel_the_answer_is_not_final(first_stage_passes: None, tmp_path: Path) -> None:
+    probe = await probe_kvm(qemu=QEMU, kernel=None, cache_directory=tmp_path)
+    assert probe.usable
+    assert "not yet tried with the guest kernel" in probe.reason
+    assert not (tmp_path / accel.CACHE_NAME).exists()
 
 
 async def test_a_guest_that_hangs_is_ended_at_the_limit(first_stage_passes: None, tmp_path: Path) -> None:
