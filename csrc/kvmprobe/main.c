@@ -73,7 +73,7 @@ static void run_child(struct answer *answer)
         answer->usable = machine_run(&machine, &answer->stage, &answer->failure) == 0;
     machine_destroy(&machine);
     answer->finished = true;
-    _exit(0);
+    exit(0);
 }
 
 /* Returns whether the child ended in time; it is reaped then. */
