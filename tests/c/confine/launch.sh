@@ -34,8 +34,10 @@ expect "no directory" 125 "entering /nowhere" $launcher $user --chdir /nowhere -
 expect "no cgroup" 125 "writing /nowhere/cgroup.procs" $launcher $user --cgroup /nowhere -- /bin/true
 expect "no descriptor" 125 "using descriptor 1234" $launcher $user --stdin 1234 -- /bin/true
 expect "nothing to keep" 125 "keeping descriptor 1234" $launcher $user --keep-fd 1234 -- /bin/true
-expect limits 0 "0 64" $launcher $user --rlimit core=0 --rlimit nofile=64:128 --oom-score-adj 500 -- $sh 'echo $(ulimit -c) $(ulimit -n)'
-expect "limit above the hard one" 0 "64" sh -c "ulimit -n 64; $launcher $user --rlimit nofile=unlimited -- $sh 'ulimit -n'"
+expect limits 0 "0 64" $launcher $user --rlimit core=0 --rlimit nofile=64:128 --oom-score-adj 500 -- \
+    $sh 'echo $(ulimit -c) $(ulimit -n)'
+expect "limit above the hard one" 0 "64" \
+    sh -c "ulimit -n 64; $launcher $user --rlimit nofile=unlimited -- $sh 'ulimit -n'"
 expect "clean environment" 0 "A=b" $launcher $user --env A=b -- /usr/bin/env
 
 if [ "$(id -u)" = 0 ]; then
@@ -43,7 +45,8 @@ if [ "$(id -u)" = 0 ]; then
     expect "root without a user" 125 "root must name a user" $launcher -- /bin/true
     expect "private root" 0 "2000400 no" $launcher $view --new-network --filter --dev net/tun --chdir "$data" -- \
         $sh 'echo $(id -u) $([ -e /etc ] || echo no)'
-    expect "nothing shown twice is lost" 0 "net null urandom zero" $launcher $view --dev net/tun -- $sh 'echo $(ls /dev)'
+    expect "nothing shown twice is lost" 0 "net null urandom zero" $launcher $view --dev net/tun -- \
+        $sh 'echo $(ls /dev)'
     expect "missing path" 125 "showing /nowhere: No such file" $launcher $view --ro /nowhere -- /bin/true
     for group in /sys/fs/cgroup/pids /sys/fs/cgroup; do
         if mkdir "$group/hv-launch-test" 2>/dev/null; then
@@ -54,7 +57,8 @@ if [ "$(id -u)" = 0 ]; then
     done
     setpriv="setpriv --reuid 2000401 --regid 2000401 --clear-groups"
     if $setpriv unshare -U true 2>/dev/null; then
-        expect "user namespace" 0 "2000401" $setpriv $launcher --user-namespace --private-root $tools --rw "$data" -- /usr/bin/id -u
+        expect "user namespace" 0 "2000401" $setpriv $launcher --user-namespace --private-root $tools --rw "$data" -- \
+            /usr/bin/id -u
         expect "not without a user namespace" 125 "making new namespaces" $setpriv $launcher --private-root -- /bin/true
         expect "no right to become another" 125 "Operation not permitted" $setpriv $launcher $uid -- /bin/true
     fi
