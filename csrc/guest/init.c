@@ -303,7 +303,7 @@ static void close_input(void)
 __attribute__((noreturn)) static void execute_agent(const uint64_t marks[3])
 {
     /* -I -S: no site directories, nothing from the environment; -X utf8: the guest has no locales. */
-    static char *const argv[] = {"/usr/bin/python3", "-I", "-S", "-X", "utf8", "/usr/lib/podvisor/agent_main.py", NULL};
+    static char *const argv[] = {"/usr/bin/python3", "-I", "-S", "-X", "utf8", "/usr/lib/podvisor/agent_main.pyc", NULL};
     char boot[128];
     char *const environment[] = {"PATH=/usr/sbin:/usr/bin", "HOME=/", "TERM=linux", boot, NULL};
 

@@ -22,8 +22,8 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, help="folder for Debian packages (default: cache in --out)")
     parser.add_argument("--force", action="store_true", help="build even what is up to date")
     options = parser.parse_args()
-    out: Path = options.out.resolve()
-    cache: Path = (options.cache or out / "cache").resolve()
+    out: Path = options.out
+    cache: Path = options.cache or out / "cache"
     try:
         if options.what == "image":
             build_image(Project(_HERE.parent), out, cache, force=options.force)

@@ -58,6 +58,7 @@ def build_image(project: Project, out: Path, cache: Path, *, force: bool = False
 
     :raises BuildError: on failure `out` is as it was
     """
+    out, cache = out.resolve(), cache.resolve()  # the guest's Python mistakes relative paths for its own
     chosen = _resolve_packages(cache)
     inputs = stamp.digest(
         {name: deb.sha256 for name, deb in chosen.items()},

@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import marshal
 import modulefinder
 import py_compile
 import sys
 from pathlib import Path
 from typing import Any
+
+_PYC_HEADER = 16  # bytes before the code object in a compiled file
 
 
 def find(path: list[str], names: list[str], excludes: list[str]) -> dict[str, Any]:
@@ -36,6 +39,21 @@ def compile_all(jobs: list[list[str]], optimize: int) -> dict[str, Any]:
             source, target, shown, True, optimize, py_compile.PycInvalidationMode.UNCHECKED_HASH, quiet=1
         )
     return {"compiled": len(jobs)}
+
+
+def bundle(rows: list[list[Any]], target: str) -> dict[str, Any]:
+    """Writes one file with the code objects of (name, compiled file, file name to show, is it a package)."""
+    index: dict[str, tuple[int, int, str, bool]] = {}
+    codes: list[bytes] = []
+    offset = 0
+    for name, path, shown, is_package in rows:
+        code = Path(path).read_bytes()[_PYC_HEADER:]
+        index[name] = (offset, len(code), shown, is_package)
+        codes.append(code)
+        offset += len(code)
+    head = marshal.dumps(index)
+    Path(target).write_bytes(b"".join([len(head).to_bytes(8, "little"), head, *codes]))
+    return {"modules": len(index)}
 
 
 def unlz4(source: str, target: str, ranges: list[list[int]], largest: int, library: str) -> dict[str, Any]:
@@ -67,7 +85,9 @@ def check(path: list[str], names: list[str]) -> dict[str, Any]:
 def main() -> None:
     """One request, one answer."""
     request = json.load(sys.stdin)
-    command = {"find": find, "compile": compile_all, "check": check, "unlz4": unlz4}[request.pop("command")]
+    command = {"find": find, "compile": compile_all, "check": check, "unlz4": unlz4, "bundle": bundle}[
+        request.pop("command")
+    ]
     json.dump(command(**request), sys.stdout)
 
 

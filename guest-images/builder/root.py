@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder import packages, pyroot, seccomp, tree
+from builder import bundle, packages, pyroot, seccomp, tree
 from builder.errors import BuildError
 from builder.run import say
 
 AGENT_FOLDER = "usr/lib/podvisor"
+_ENTRY = Path(__file__).parent.parent / "guest/agent_main.py"
 
 # Mount points of init (csrc/guest/init.c) and of the agent; /etc/resolv.conf and its like lead into the writable /run.
 _DIRECTORIES = ("data", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var", AGENT_FOLDER, tree.LIBRARIES)
@@ -28,10 +29,6 @@ _TEXTS = {
     "etc/passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
     "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-    # A script, not `-m`: runpy and what it imports cost 30 ms under TCG.
-    f"{AGENT_FOLDER}/agent_main.py": (
-        f'import sys\nsys.path.append("/{AGENT_FOLDER}")\nfrom hypervisor.agent.main import main\nsys.exit(main())\n'
-    ),
 }
 
 
@@ -83,9 +80,17 @@ def _install_seccomp(package: Path, root: Path) -> None:
     (root / AGENT_FOLDER / "seccomp.json").write_text(text)
 
 
+def _install_entry(python: pyroot.GuestPython, root: Path) -> None:
+    """The script that init executes, compiled: a script's source would be compiled at each start."""
+    target = root / AGENT_FOLDER / "agent_main.pyc"
+    python.ask("compile", jobs=[[str(_ENTRY), str(target), f"/{AGENT_FOLDER}/{_ENTRY.name}"]], optimize=0)
+
+
 def _install_python(python: pyroot.GuestPython, agent: Path, root: Path) -> None:
     selection = pyroot.select(python, agent, packages.EXTRA_PYTHON_MODULES, packages.EXCLUDED_PYTHON_MODULES)
     pyroot.install(python, selection, root)
     names = pyroot.install_agent(python, agent, root, AGENT_FOLDER)
     pyroot.check_imports(python, root, AGENT_FOLDER, [*packages.EXTRA_PYTHON_MODULES, *names])
+    bundle.write_bundle(python, root, AGENT_FOLDER, root / AGENT_FOLDER / "modules.bundle")
+    _install_entry(python, root)
     say(f"packed {len(selection.sources)} Python modules and {len(selection.extensions)} extensions")

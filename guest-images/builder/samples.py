@@ -41,6 +41,7 @@ def build_samples(out: Path, cache: Path, *, force: bool = False) -> bool:
 
     :raises BuildError: on failure `out` is as it was
     """
+    out, cache = out.resolve(), cache.resolve()
     chosen = debs.resolve([*packages.BUSYBOX_PACKAGES, *packages.PYTHON_PACKAGES], cache)
     inputs = stamp.digest({name: deb.sha256 for name, deb in chosen.items()}, {})
     files = [f"{name}.tar" for name in NAMES]

@@ -15,7 +15,8 @@ _STAMP = ".inputs"
 
 def digest(packages: Mapping[str, str], files: Mapping[str, Path]) -> str:
     """One digest over package digests, our files (a missing one counts as such) and the builder itself."""
-    own = {f"builder/{p.name}": p for p in sorted(Path(__file__).parent.glob("*.py"))}
+    here = Path(__file__).parent
+    own = {f"{p.parent.name}/{p.name}": p for p in sorted([*here.glob("*.py"), *here.parent.glob("guest/*")])}
     ours = {name: sha256_of(p) if p.is_file() else None for name, p in {**files, **own}.items()}
     return hashlib.sha256(json.dumps([dict(packages), ours], sort_keys=True).encode()).hexdigest()
 
