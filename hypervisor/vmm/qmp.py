@@ -49,6 +49,7 @@ class Qmp:
     def __init__(self, client: QMPClient, name: str) -> None:
         self._client = client
         self._name = name
+        self._disconnecting = asyncio.Lock()
         self._queues: set[asyncio.Queue[QmpEvent | None]] = set()
         #: the last events, oldest first: how a VM ended is told by its SHUTDOWN, which comes just before the end of
         #: file
@@ -138,8 +139,10 @@ class Qmp:
             _put(queue, None)
 
     async def _disconnect(self) -> None:
-        with suppress(QMPError, OSError, EOFError):  # the reason that ended it; an end of file as a rule
-            await self._client.disconnect()
+        async with self._disconnecting:  # the package breaks when two disconnect at once
+            if self._client.runstate is not Runstate.IDLE:
+                with suppress(QMPError, OSError, EOFError):  # the reason that ended it; an end of file as a rule
+                    await self._client.disconnect()
 
     def _on_event(self, message: Mapping[str, Any]) -> bool:
         stamp = message.get("timestamp", {})

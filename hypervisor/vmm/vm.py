@@ -41,6 +41,8 @@ from hypervisor.vsock.address import VsockAddress
 _QEMU_GRACE_S = 0.5
 _VMX_DRAIN_S = 3.0
 _RESET_S = 5.0
+_QUIET_S = 1.0
+_STATUS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,19 +170,22 @@ class RunningVm:
         :raises Conflict: QEMU refused
         """
         qmp = await self._connected()
-        events = qmp.events()
-        first = asyncio.ensure_future(_next_reset(events))
-        await asyncio.sleep(0)  # the subscription is made
+        resets: asyncio.Queue[QmpEvent] = asyncio.Queue()
+        listening = asyncio.create_task(_collect_resets(qmp, resets))
+        await asyncio.sleep(0)  # it listens
         try:
-            # -no-reboot would end QEMU; its meaning is lifted for this one reset
+            # -no-reboot would end QEMU; its meaning is lifted until the guest runs.
             await qmp.execute("set-action", {"reboot": "reset"})
             await qmp.execute("system_reset")
             async with asyncio.timeout(_RESET_S):
-                await first
+                await resets.get()
+            # SeaBIOS finds its own traces in RAM and resets once or twice more within some 30 ms, as if by the guest.
+            while await _next_within(resets, _QUIET_S):
+                pass
         except TimeoutError as e:
             raise Unavailable(f"VM {self.name} did not reset within {_RESET_S:g} s") from e
         finally:
-            first.cancel()
+            listening.cancel()
             if qmp.connected:
                 await qmp.execute("set-action", {"reboot": "shutdown"})
 
@@ -233,8 +238,10 @@ class RunningVm:
     async def _descend(
         self, ladder: list[tuple[str, Callable[[], Awaitable[object]], float]], failed: list[tuple[str, str]]
     ) -> str:
-        with suppress(HvError):
-            if await self.status() in ("paused", "io-error"):
+        with suppress(HvError, TimeoutError):
+            async with asyncio.timeout(_STATUS_S):
+                status = await self.status()
+            if status in ("paused", "io-error"):
                 ladder = [rung for rung in ladder if rung[0] in ("quit", "kill")]  # no guest runs that could answer
         for step, act, seconds in ladder:
             self._stopping = True
@@ -324,7 +331,16 @@ class RunningVm:
         self._vmx.close()
 
 
-async def _next_reset(events: AsyncIterator[QmpEvent]) -> None:
-    async for event in events:
+async def _next_within(resets: asyncio.Queue[QmpEvent], seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await resets.get()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _collect_resets(qmp: Qmp, resets: asyncio.Queue[QmpEvent]) -> None:
+    async for event in qmp.events():
         if event.name == "RESET":
-            return
+            resets.put_nowait(event)
