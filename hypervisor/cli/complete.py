@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import split_arg_string
 
-from hypervisor.cli import pods
+from hypervisor.cli import pods, words
 from hypervisor.cli.connect import connect_running
 from hypervisor.cli.state import pod_reference, state_dir
 from hypervisor.errors import HvError
@@ -39,7 +41,7 @@ def pod_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) 
 
 def container_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names of the containers of the pod that the line names."""
-    pod = ctx.params.get("pod")
+    pod = ctx.params.get("pod") or _pod_on_the_line(ctx)
     if not pod:
         return []
     try:
@@ -47,6 +49,14 @@ def container_names(ctx: click.Context, _parameter: click.Parameter, incomplete:
     except HvError:
         return []
     return [str(c["name"]) for c in pods.containers(found) if str(c.get("name", "")).startswith(incomplete)]
+
+
+def _pod_on_the_line(ctx: click.Context) -> str | None:
+    """click has no positional arguments to offer while the last option still lacks its value."""
+    typed = split_arg_string(os.environ.get("COMP_WORDS", ""))
+    after = typed[typed.index(ctx.info_name) + 1 :] if ctx.info_name in typed else []
+    own, _ = words.split(after, ("-c", "--container"))
+    return next((word for word in own if not word.startswith("-")), None)
 
 
 def image_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -99,17 +99,14 @@ def wait_exit(connection: Connection, namespace: str, name: str, container: str)
     raise NotFound(f"pod {name} was removed before its container ended")
 
 
-def print_log(state: str, pod: Pod, container: str, *, apart: bool) -> None:
-    """Prints what a container that is over wrote, each stream to ours where the log can tell them apart."""
+def print_log(state: str, pod: Pod, container: str) -> None:
+    """Prints what a container that is over wrote. A log does not tell its streams apart: all goes to our stdout."""
     metadata = pod["metadata"]
     path = ("containerLogs", metadata.get("namespace") or "default", metadata["name"], container)
-    streams = (("Stdout", sys.stdout), ("Stderr", sys.stderr)) if apart else (("", sys.stdout),)
-    for stream, output in streams:
-        with fresh(state) as connection:
-            query = [("stream", stream)] if stream else []
-            for data in connection.call("GET", target(path, query)).chunks():
-                output.buffer.write(data)
-        output.flush()
+    with fresh(state) as connection:
+        for data in connection.call("GET", target(path)).chunks():
+            sys.stdout.buffer.write(data)
+    sys.stdout.flush()
 
 
 def is_over(error: HvError) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,15 +54,22 @@ def start(settings: Settings) -> None:
 def stop(settings: Settings, pods: bool) -> None:
     """Stop the daemon. Harmless when it does not run.
 
-    With --pods a daemon that does not run is started first, since only it can find and stop the pods.
+    With --pods a daemon that does not run is started first if it left pods, since only it can find and stop them.
     """
-    connection = settings.connect(None) if pods else settings.connect_running(None)
+    connection = settings.connect_running(None)
+    if connection is None and pods and _has_pods(settings.state):
+        connection = settings.connect(None)
     if connection is None:
         click.echo("hostd does not run")
         return
     with connection:
         stop_host(connection, pods=pods)
     click.echo("hostd stopped" + (", no pod is left" if pods else "; its pods go on running"))
+
+
+def _has_pods(state: str) -> bool:
+    folder = Path(state, "pods")
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def stop_host(connection: Connection, *, pods: bool) -> None:

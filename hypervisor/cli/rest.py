@@ -132,6 +132,8 @@ class Response:
         return self._body
 
     def _pieces(self) -> Iterator[bytes]:
+        if self.status < 200 or self.status in (204, 304):
+            return iter(())
         if "chunked" in self.headers.get("transfer-encoding", "").lower():
             return self._chunked()
         length = self.headers.get("content-length")

@@ -228,11 +228,11 @@ class _Run:
             return self._after_the_end(pod, container, e)
 
     def _after_the_end(self, pod: dict[str, Any], container: str, error: HvError) -> session.Outcome:
-        """The container ended so quickly that its VM is off already: its log and status tell the rest."""
+        """The container's VM is off already, which hostd's patience makes rare: its log and status tell the rest."""
         code = follow.exit_code_of(self._read(pod), container)
         if code is None or not follow.is_over(error):
             raise error
-        follow.print_log(self._settings.state, pod, container, apart=not self._options.tty)
+        follow.print_log(self._settings.state, pod, container)
         return session.Outcome(code)
 
     def _read(self, pod: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def print_version(found: dict[str, object], fmt: str) -> None:
     hostd = found["hostd"]
     rows = [["hv", str(found["hv"])], ["python", str(found["python"])]]
     if isinstance(hostd, dict):
-        rows += [[key if key == "hostd" else f"hostd {key}", str(value)] for key, value in hostd.items()]
+        rows.append(["hostd", str(hostd.get("version", "?"))])
     else:
         rows.append(["hostd", "not running"])
     output.show(found, fmt, names=(), header=("WHAT", "VERSION"), rows=rows)

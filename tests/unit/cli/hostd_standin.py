@@ -202,7 +202,7 @@ class StandIn:
         return pod
 
     async def _version(self, _request: web.Request) -> web.Response:
-        return web.json_response({"hostd": "0.1.0", "kernel": "6.1"})
+        return web.json_response({"version": "0.1.0", "pid": os.getpid()})
 
     async def _list(self, _request: web.Request) -> web.Response:
         items = [self._seen(name) for name in self.pods]
@@ -265,8 +265,7 @@ class StandIn:
         container = self.containers.get(request.match_info["pod"])
         if container is None:
             return web.Response(text=request.path_qs)
-        wanted = {"Stdout": (1,), "Stderr": (2,)}.get(request.query.get("stream", ""), (1, 2))
-        return web.Response(body=b"".join(data for channel, data in container.output if channel in wanted))
+        return web.Response(body=b"".join(data for _, data in container.output))
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -295,7 +294,7 @@ class StandIn:
         data = io.BytesIO(await request.read())
         with tarfile.open(fileobj=data) as archive:
             archive.extractall(here, filter="tar")
-        return web.json_response({})
+        return web.Response(status=204)
 
     # ---- images ------------------------------------------------------------------------------------------------------
 
