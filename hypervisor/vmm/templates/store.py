@@ -1,0 +1,123 @@
+"""The templates of a host: made on demand, kept on disk, one builder at a time.
+
+Theory of operation
+-------------------
+``get`` finds a template or has it built::
+
+    look -> fits ------------------------------------------------> Template
+         -> absent or damaged -> lock -> look again -> build in a folder of its own -> rename -> Template
+
+The lock is a file lock (other daemons on the same folder) inside an asyncio lock (other pods of this one): whoever
+comes second finds the first one's work. A build that fails or is cancelled leaves nothing; one that was killed leaves a
+folder ``.build-*``, which the next builder sweeps while it holds the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import structlog
+
+from hypervisor.vmm.directory import disk_error
+from hypervisor.vmm.templates.template import Template, TemplateDamaged, TemplateKey, write_template
+
+log = structlog.get_logger(__name__)
+
+#: builds ``ram`` and ``state`` in the folder that it is given
+Builder = Callable[[Path], Awaitable[None]]
+
+
+class TemplateStore:
+    """Templates below one folder. One a daemon; safe beside other daemons' on the same folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def path(self, key: TemplateKey) -> Path:
+        """Where the template of `key` is, if there is one."""
+        return self._directory / key.digest
+
+    async def get(self, key: TemplateKey, build: Builder, *, progress: Callable[[str], None] | None = None) -> Template:
+        """The template of `key`, built now if there is none that fits.
+
+        :param build: makes ``ram`` and ``state`` in a folder; awaited by one caller at a time
+        :param progress: told in a few words why this takes seconds
+        :raises HvError: as `build` raises; the next caller tries again
+        """
+        found = await self._look(key)
+        if found is not None:
+            return found
+        async with self._locks[key.digest], self._file_lock(key):
+            found = await self._look(key)
+            if found is not None:
+                return found
+            if progress is not None:
+                progress("making a template, once for this kind of VM")
+            return await self._build(key, build)
+
+    async def _look(self, key: TemplateKey) -> Template | None:
+        try:
+            return await asyncio.to_thread(Template.load, self.path(key), key)
+        except TemplateDamaged as e:
+            log.warning("template is built anew", reason=str(e))
+            return None
+
+    async def _build(self, key: TemplateKey, build: Builder) -> Template:
+        folder = self._directory / f".build-{key.digest}"
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            folder.mkdir(mode=0o700)
+            await build(folder)
+            made = await asyncio.to_thread(write_template, folder, key)
+            await asyncio.to_thread(_replace, folder, self.path(key))
+        except OSError as e:
+            raise disk_error(e, f"cannot make a template in {self._directory}") from e
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return Template(self.path(key), made.manifest)
+
+    @contextlib.asynccontextmanager
+    async def _file_lock(self, key: TemplateKey) -> AsyncIterator[None]:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._directory / f".lock-{key.digest}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Tried again and again: a thread that waits for a file lock for ever could not be cancelled.
+            while not _try_lock(fd):  # noqa: ASYNC110 -- no event tells of another process's lock
+                await asyncio.sleep(0.1)
+            yield
+        finally:
+            os.close(fd)
+
+    async def prune(self, keep: set[str]) -> list[str]:
+        """Removes every template whose digest is not in `keep`; the digests removed."""
+
+        def work() -> list[str]:
+            names = [p.name for p in self._directory.glob("[0-9a-f]*") if p.is_dir() and p.name not in keep]
+            for name in names:
+                shutil.rmtree(self._directory / name)
+            return names
+
+        return await asyncio.to_thread(work)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _replace(new: Path, path: Path) -> None:
+    """A damaged template moves out of the way first: a folder cannot be replaced by rename unless it is empty."""
+    if path.exists():
+        shutil.rmtree(path)
+    new.rename(path)

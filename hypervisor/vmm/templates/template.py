@@ -1,0 +1,222 @@
+"""A template as files, and the check that stands between a damaged one and a guest.
+
+A template is a folder::
+
+    ram            guest RAM of the booted guest, sparse: what is a hole is zero
+    state          QEMU's device state (a migration stream without RAM)
+    template.json  `Manifest`: what it was made for, and digests of the others
+    working-set    page numbers that a first clone touched, in that order (made later; absent at first)
+
+``template.json`` is written last, so a folder without one is no template. Digests are checked once for each (inode,
+size, mtime): a start is not slowed by hashing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisor.errors import HvError, InvalidInput
+from hypervisor.vmm import records
+from hypervisor.vmm.directory import write_atomically
+
+FORMAT = 1
+PAGE = 4096
+#: a longer working set than this is cut: prefetching it would cost more than it saves
+MAX_WORKING_SET = 1 << 20
+
+_verified: dict[tuple[int, int, int, int], str] = {}
+
+
+class TemplateDamaged(HvError):
+    """A template's file is missing, short or changed; the message names it. The template is to be built anew."""
+
+    reason = "TemplateDamaged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateKey:
+    """All that a template depends on; one that differs in anything does not fit.
+
+    :ivar argv: QEMU's command line for making it, which names machine, CPU model, accelerator, memory and devices
+    :ivar guest: digest of the guest image's manifest
+    """
+
+    qemu_version: str
+    argv: tuple[str, ...]
+    guest: str
+
+    @property
+    def digest(self) -> str:
+        """Names the template's folder."""
+        text = json.dumps([FORMAT, self.qemu_version, self.argv, self.guest])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Content of ``template.json``.
+
+    :ivar extents: pages of RAM that have data, as (first page, number of pages), ascending
+    """
+
+    format: int
+    key: TemplateKey
+    ram_bytes: int
+    ram_sha256: str
+    state_bytes: int
+    state_sha256: str
+    extents: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A checked template."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def ram(self) -> Path:
+        return self.path / "ram"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @classmethod
+    def load(cls, path: Path, key: TemplateKey) -> Template | None:
+        """The template in `path`; None when there is none. Blocks, the first time, while it hashes its files.
+
+        :raises TemplateDamaged: a part is missing, short, changed, or belongs to another key
+        """
+        try:
+            text = (path / "template.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            manifest = records.loads(Manifest, text, where="template.json")
+        except InvalidInput as e:
+            raise TemplateDamaged(f"template {path.name}: template.json cannot be read: {e}") from e
+        if manifest.format != FORMAT or manifest.key != key:
+            raise TemplateDamaged(f"template {path.name}: template.json is of another template or version")
+        template = cls(path, manifest)
+        template._check("ram", template.ram, manifest.ram_bytes, manifest.ram_sha256)
+        template._check("state", template.state, manifest.state_bytes, manifest.state_sha256)
+        return template
+
+    def _check(self, part: str, file: Path, size: int, sha256: str) -> None:
+        try:
+            status = file.stat()
+        except OSError as e:
+            raise TemplateDamaged(f"template {self.path.name}: {part} cannot be read: {e.strerror}") from e
+        if status.st_size != size:
+            raise TemplateDamaged(f"template {self.path.name}: {part} has {status.st_size} bytes instead of {size}")
+        seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if _verified.get(seen) == sha256:
+            return
+        if digest_of(file, self.manifest.extents if part == "ram" else None) != sha256:
+            raise TemplateDamaged(f"template {self.path.name}: {part} was changed: its checksum does not fit")
+        _verified[seen] = sha256
+
+    def working_set(self) -> array[int]:
+        """Page numbers to prefetch, in order; empty while none was recorded, or when the file makes no sense."""
+        numbers = array("I")
+        try:
+            data = (self.path / "working-set").read_bytes()
+        except OSError:
+            return numbers
+        if len(data) % numbers.itemsize or len(data) > MAX_WORKING_SET * numbers.itemsize:
+            return numbers
+        numbers.frombytes(data)
+        return numbers
+
+    def keep_working_set(self, pages: array[int]) -> None:
+        """Records what a clone touched; whoever is first wins, for later clones had it prefetched."""
+        path = self.path / "working-set"
+        temporary = path.with_suffix(f".{os.getpid()}.new")
+        temporary.write_bytes(pages[:MAX_WORKING_SET].tobytes())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+
+
+def digest_of(file: Path, extents: tuple[tuple[int, int], ...] | None = None) -> str:
+    """SHA-256 of a file; of a sparse one only its extents, with their places, so that holes cost nothing.
+
+    A hole that stopped being one is noticed too: it is compared with what the file system says is data.
+    """
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as stream:
+        if extents is None:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+        digest.update(repr(data_extents(stream.fileno())).encode())
+        for first, pages in extents:
+            stream.seek(first * PAGE)
+            left = pages * PAGE
+            while left and (block := stream.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+    return digest.hexdigest()
+
+
+def data_extents(fd: int) -> tuple[tuple[int, int], ...]:
+    """Which pages of a sparse file have data, as (first page, number of pages), ascending."""
+    extents: list[tuple[int, int]] = []
+    end, at = os.fstat(fd).st_size, 0
+    while at < end:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole up to the end
+            break
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        first, last = start // PAGE, (at + PAGE - 1) // PAGE
+        extents.append((first, last - first))
+    return tuple(extents)
+
+
+def write_template(path: Path, key: TemplateKey) -> Template:
+    """Completes a folder that holds ``ram`` and ``state``: syncs them, writes the manifest. Blocks."""
+    ram, state = path / "ram", path / "state"
+    for file in (ram, state):
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            extents = data_extents(fd) if file is ram else ()
+        finally:
+            os.close(fd)
+        if file is ram:
+            ram_extents = extents
+    manifest = Manifest(
+        format=FORMAT, key=key, ram_bytes=ram.stat().st_size, ram_sha256=digest_of(ram, ram_extents),
+        state_bytes=state.stat().st_size, state_sha256=digest_of(state), extents=ram_extents,
+    )  # fmt: skip
+    write_atomically(path / "template.json", records.dumps(manifest))
+    return Template(path, manifest)
+
+
+def copy_ram(source: int, target: int, size: int) -> int:
+    """Copies guest RAM, leaving pages of zeroes as holes; the number of pages with data. Blocks.
+
+    :raises OSError: the disk is full
+    """
+    os.ftruncate(target, size)
+    zero, pages = bytes(PAGE), 0
+    for first, count in data_extents(source):
+        for start in range(first, first + count, 256):
+            block = os.pread(source, min(256, first + count - start) * PAGE, start * PAGE)
+            for i in range(0, len(block), PAGE):
+                page = block[i : i + PAGE]
+                if page != zero:
+                    os.pwrite(target, page, start * PAGE + i)
+                    pages += 1
+    return pages

@@ -1,0 +1,130 @@
+"""Templates on disk: what fits is used, what was damaged is named and built anew, two builders build one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from array import array
+from pathlib import Path
+
+import pytest
+
+from hypervisor.vmm.templates.store import TemplateStore
+from hypervisor.vmm.templates.template import PAGE, Template, TemplateDamaged, TemplateKey, copy_ram, data_extents
+
+KEY = TemplateKey(qemu_version="7.2.0", argv=("qemu", "-m", "1"), guest="g")
+SIZE = 64 * PAGE
+
+
+async def build(folder: Path) -> None:
+    """RAM with data in pages 3, 4 and 40; a little state."""
+    fd = os.open(folder / "ram", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, SIZE)
+    for page in (3, 4, 40):
+        os.pwrite(fd, bytes([page]) * PAGE, page * PAGE)
+    os.close(fd)
+    (folder / "state").write_bytes(b"state of devices")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TemplateStore:
+    return TemplateStore(tmp_path / "templates")
+
+
+async def test_built_once_and_found_again(store: TemplateStore) -> None:
+    built: list[Path] = []
+
+    async def counting(folder: Path) -> None:
+        built.append(folder)
+        await asyncio.sleep(0.01)
+        await build(folder)
+
+    found = await asyncio.gather(*(store.get(KEY, counting) for _ in range(5)))
+    assert len(built) == 1
+    assert {t.path for t in found} == {store.path(KEY)}
+    assert found[0].manifest.extents == ((3, 2), (40, 1))
+    assert not [p for p in store.path(KEY).parent.iterdir() if p.name.startswith(".build")]
+
+
+async def test_two_stores_on_one_folder_build_one(store: TemplateStore, tmp_path: Path) -> None:
+    built: list[Path] = []
+
+    async def counting(folder: Path) -> None:
+        built.append(folder)
+        await asyncio.sleep(0.2)
+        await build(folder)
+
+    await asyncio.gather(store.get(KEY, counting), TemplateStore(tmp_path / "templates").get(KEY, counting))
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "word"),
+    [
+        ("ram", lambda p: os.truncate(p, SIZE - PAGE), "bytes instead of"),
+        ("ram", lambda p: flip(p, 3 * PAGE + 7), "checksum"),
+        ("ram", lambda p: flip(p, 20 * PAGE), "checksum"),  # data where a hole was
+        ("state", lambda p: flip(p, 2), "checksum"),
+        ("state", lambda p: p.unlink(), "cannot be read"),
+        ("template.json", lambda p: p.write_text("{}"), "template.json"),
+        ("template.json", lambda p: p.write_text(p.read_text().replace('"7.2.0"', '"8.0.0"')), "another"),
+    ],
+)
+async def test_damage_is_named_and_mended(store: TemplateStore, part: str, damage: object, word: str) -> None:
+    template = await store.get(KEY, build)
+    assert callable(damage)
+    damage(template.path / part)
+    with pytest.raises(TemplateDamaged, match=word) as caught:
+        Template.load(template.path, KEY)
+    assert part in str(caught.value)
+    again = await store.get(KEY, build)
+    assert again.ram.stat().st_size == SIZE
+    assert Template.load(again.path, KEY) == again
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1) or b"\0"
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+async def test_a_failed_build_leaves_nothing(store: TemplateStore) -> None:
+    async def failing(folder: Path) -> None:
+        (folder / "ram").write_bytes(b"x")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        await store.get(KEY, failing)
+    assert [p.name for p in store.path(KEY).parent.iterdir() if not p.name.startswith(".lock")] == []
+    assert (await store.get(KEY, build)).manifest.key == KEY
+
+
+async def test_another_key_is_another_template(store: TemplateStore) -> None:
+    other = TemplateKey(qemu_version="7.2.1", argv=KEY.argv, guest=KEY.guest)
+    assert (await store.get(KEY, build)).path != (await store.get(other, build)).path
+    assert await store.prune({KEY.digest}) == [other.digest]
+
+
+async def test_working_set_first_one_wins(store: TemplateStore) -> None:
+    template = await store.get(KEY, build)
+    assert len(template.working_set()) == 0
+    template.keep_working_set(array("I", [5, 3, 9]))
+    template.keep_working_set(array("I", [1]))
+    assert list(template.working_set()) == [5, 3, 9]
+    (template.path / "working-set").write_bytes(b"abc")
+    assert len(template.working_set()) == 0
+
+
+def test_pages_of_zeroes_become_holes(tmp_path: Path) -> None:
+    source = os.memfd_create("ram")
+    os.ftruncate(source, SIZE)
+    os.pwrite(source, bytes(PAGE), 5 * PAGE)  # touched, but zero
+    os.pwrite(source, b"x", 7 * PAGE)
+    target = os.open(tmp_path / "ram", os.O_RDWR | os.O_CREAT)
+    assert copy_ram(source, target, SIZE) == 1
+    assert data_extents(target) == ((7, 1),)
+    assert os.pread(target, SIZE, 0) == os.pread(source, SIZE, 0)
+    os.close(source)
+    os.close(target)
