@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -20,12 +21,13 @@ _REASONS = {
     405: "MethodNotAllowed",
     413: "RequestEntityTooLarge",
 }
-_STARTED = "podvisor.response_started"
+_answer_begun: ContextVar[list[bool]] = ContextVar("answer_begun")
+"""Of the request that this task handles: empty until its answer has begun."""
 
 
-async def note_started(request: web.Request, _response: web.StreamResponse) -> None:
+async def note_started(_request: web.Request, _response: web.StreamResponse) -> None:
     """From here on an error cannot be answered any more. For ``app.on_response_prepare``."""
-    request[_STARTED] = True
+    _answer_begun.get([]).append(True)
 
 
 def status_object(code: int, reason: str, message: str) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def status_object(code: int, reason: str, message: str) -> dict[str, Any]:
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answers a raised error, or breaks off an answer that has begun: a cut stream must not look complete."""
+    _answer_begun.set([])
     try:
         return await handler(request)
     except HvError as e:
@@ -59,7 +62,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def _answer(request: web.Request, error: Exception, body: dict[str, Any]) -> web.Response:
-    if request.get(_STARTED):
+    if _answer_begun.get([]):
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError(f"broken off: {error}") from error

@@ -18,6 +18,8 @@ from hypervisor.controller.spec import (
     VolumeMount,
 )
 from hypervisor.errors import InvalidInput
+from hypervisor.images.reference import id_prefix
+from hypervisor.images.reference import parse as parse_reference
 
 Object = Mapping[str, Any]
 
@@ -55,6 +57,7 @@ def parse_container(data: Object, volumes: Mapping[str, Volume], pod_security: S
     image = data.get("image") or ""
     if not image.strip():
         raise InvalidInput("required, and missing", where=f"{where}.image")
+    check_image(image, f"{where}.image")
     pull = data.get("imagePullPolicy") or None
     if pull is not None:
         one_of(pull, ("Always", "IfNotPresent", "Never"), where=f"{where}.imagePullPolicy")
@@ -78,6 +81,15 @@ def parse_container(data: Object, volumes: Mapping[str, Volume], pod_security: S
     _check_ports(data.get("ports") or (), f"{where}.ports")
     _check_total(spec, where)
     return spec
+
+
+def check_image(name: str, where: str) -> None:
+    """:raises InvalidInput: it is no name of an image"""
+    if id_prefix(name) is None:
+        try:
+            parse_reference(name)
+        except InvalidInput as e:
+            raise InvalidInput(str(e), where=where) from e
 
 
 def _string(text: str, where: str) -> str:

@@ -12,12 +12,13 @@ An instance of a container is named by its start time, because a name is used ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from hypervisor.controller.concurrency import Topic
-from hypervisor.errors import HvError, ProtocolError, VmFailed
+from hypervisor.errors import HvError, ProtocolError, Timeout, VmFailed
 from hypervisor.introspect.agent import AgentClient
 
 RETRY_S = 0.2
@@ -81,15 +82,27 @@ class AgentFeed:
         """
         self._heard_at = asyncio.get_running_loop().time()
         while True:
-            try:
-                async for event in self._agent.events():
-                    self._apply(event)
-                error: HvError = ProtocolError("pod VM agent: the event stream ended")
-            except HvError as e:
-                error = e
+            error = await self._follow()
             if asyncio.get_running_loop().time() - self._heard_at > self._patience_s:
                 raise VmFailed(f"the pod VM agent does not answer any more: {error}") from error
             await asyncio.sleep(RETRY_S)
+
+    async def _follow(self) -> HvError:
+        """Follows one event stream to its end; why it ended."""
+        try:
+            stream = cast("AsyncGenerator[dict[str, Any], None]", self._agent.events())
+            async with aclosing(stream) as events:
+                async with asyncio.timeout(self._patience_s):
+                    self._apply(await anext(events))
+                async for event in events:
+                    self._apply(event)
+        except TimeoutError:
+            return Timeout(f"no answer for {self._patience_s:g} s")
+        except StopAsyncIteration:
+            pass
+        except HvError as e:
+            return e
+        return ProtocolError("the event stream ended")
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         if event.get("type") == "snapshot":

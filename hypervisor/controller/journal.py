@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -68,15 +67,9 @@ class Journal:
         self.topic.publish()
 
     def _sync(self) -> None:
-        try:
-            fd = os.open(self._paths.status, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        store.sync_directory(self._paths.directory)
+        with suppress(FileNotFoundError):  # the pod has gone already: nothing is left to be remembered
+            store.sync_file(self._paths.status)
+            store.sync_directory(self._paths.directory)
 
     def close(self) -> None:
         """The pod's folder is about to go: nothing is written any more, and watchers hear of it."""

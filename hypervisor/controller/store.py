@@ -123,7 +123,16 @@ def _replace(path: Path, value: object, *, sync: bool, mode: int = 0o600) -> Non
 
 def sync_directory(path: Path) -> None:
     """Makes renames and creations in `path` last."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path, os.O_DIRECTORY)
+
+
+def sync_file(path: Path) -> None:
+    """Makes the content of `path` last."""
+    _sync(path, 0)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(fd)
     finally:
