@@ -93,7 +93,7 @@ async def start(
 async def adopt(directory: Path) -> RunningVm | None:
     """The VM that an earlier daemon started in `directory`; None when it does not run, or only parts of it do.
 
-    The recorded processes must have their start times and show by environment and root that they are this VM's.
+    The recorded processes must have their start times, and nothing to be seen of them may say that they are others.
 
     :raises Unavailable: QEMU lives and does not answer; `hypervisor.vmm.sweep` ends it
     """
@@ -109,9 +109,9 @@ async def adopt(directory: Path) -> RunningVm | None:
         try:
             qemu = _watched(recorded.qemu, undo)
             vmx = _watched(recorded.vmx, undo)
-            if not (belongs(qemu.process.pid, directory) and belongs(vmx.process.pid, directory)):
-                return None
-        except (NotFound, OSError):
+        except NotFound:
+            return None
+        if any(belongs(watch.process.pid, directory) is False for watch in (qemu, vmx)):
             return None
         qmp = await Qmp.connect(files.qmp_socket, name=plan.name)
         undo.pop_all()

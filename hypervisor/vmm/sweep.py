@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,23 +57,27 @@ def _is_recorded(record: ProcessId | None) -> bool:
     return record is not None and record.alive()
 
 
-def belongs(pid: int, directory: Path) -> bool:
-    """Whether the process shows itself to be QEMU or vmx of the VM in `directory`; False when it has ended.
+def belongs(pid: int, directory: Path) -> bool | None:
+    """Whether the process shows itself to be QEMU or vmx of the VM in `directory`; False also when it has ended.
 
-    :raises OSError: it ends meanwhile
+    None: the kernel does not let us see, as with the vmx of an ordinary user, which cannot be traced.
     """
     process = Path("/proc", str(pid))
     mark = f"{MARK}={directory}".encode()
-    with suppress(PermissionError):
-        if mark in (process / "environ").read_bytes().split(b"\0"):
-            return True
-    return any(_link(process / link) == str(VmDirectory(directory).vmx) for link in ("root", "cwd"))
-
-
-def _link(path: Path) -> str:
-    with suppress(PermissionError):
-        return str(path.readlink())
-    return ""
+    marks: tuple[Callable[[], bool], ...] = (
+        lambda: mark in (process / "environ").read_bytes().split(b"\0"),
+        lambda: (process / "root").readlink() == VmDirectory(directory).vmx,
+        lambda: (process / "cwd").readlink() == VmDirectory(directory).vmx,
+    )
+    seen: list[bool] = []
+    for shows in marks:
+        try:
+            seen.append(shows())
+        except PermissionError:
+            continue
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    return any(seen) if seen else None
 
 
 async def kill(record: ProcessId) -> None:
