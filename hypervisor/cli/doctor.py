@@ -15,7 +15,7 @@ from hypervisor.cli.app import Settings, pass_settings
 if TYPE_CHECKING:
     from hypervisor.vmm.checks import Finding
 
-HEADER = ("", "CHECK", "FOUND", "FIX")
+HEADER = ("", "CHECK", "FOUND")
 MARKS = {"ok": "ok", "warn": "note", "fail": "MISSING"}
 
 
@@ -39,9 +39,15 @@ def print_findings(findings: list[Finding], fmt: str) -> int:
 
     possible = main_job_possible(findings)
     value = {"ok": possible, "findings": [asdict(f) for f in findings]}
-    rows = [[MARKS[f.status], f.name, f.found, f.fix] for f in findings]
+    rows = [row for f in findings for row in _rows(f)]
     output.show(value, fmt, names=(), header=HEADER, rows=rows)
     if fmt == "table":
         lacking = ", ".join(f.name for f in findings if f.needed_for_main_job and f.status == "fail")
         click.echo("\nhv run can work here." if possible else f"\nhv run cannot work here yet: {lacking}")
     return 0 if possible else 1
+
+
+def _rows(finding: Finding) -> list[tuple[str, str, str]]:
+    """What was found, and below it what mends it: beside each other they would be wider than any terminal."""
+    rows = [(MARKS[finding.status], finding.name, finding.found)]
+    return [*rows, ("", "", f"fix: {finding.fix}")] if finding.fix else rows

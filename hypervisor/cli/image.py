@@ -90,7 +90,8 @@ def print_images(answer: Any, fmt: str) -> None:
 
 
 def _row(name: str, found: dict[str, Any], wide: bool) -> list[str]:
-    age = output.age_since(found.get("created"))
+    created = str(found.get("created") or "")
+    age = "-" if created < "1981" else output.age_since(created)  # reproducible images say 1970 or 1980
     row = [name, str(found.get("id", "?"))[:12], output.size(found.get("size_bytes")), age]
     return [*row, str(found.get("digest") or "-")] if wide else row
 

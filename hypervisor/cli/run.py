@@ -23,11 +23,14 @@ from hypervisor.errors import Conflict, HvError, VmFailed
 
 TIMING_ANNOTATION = "podvisor.dev/timing"
 NAME_ATTEMPTS = 5
+NEVER_RAN = (126, 127, 128)  # exit codes of what could not be executed, not found, not started; programs use them too
 
 _OPTIONS = (
     click.option("--name", help="Name of the pod. Default: one is made up."),
     click.option("--rm", "remove", is_flag=True, help="Remove the pod when its container ends, or on Ctrl-C."),
-    click.option("-d", "--detach", is_flag=True, help="Leave it in the background; prints the pod's name."),
+    click.option(
+        "-d", "--detach", is_flag=True, help="Leave it in the background; prints the pod's name once it runs."
+    ),
     click.option("-i", "--interactive", "stdin", is_flag=True, help="Send standard input to the container."),
     click.option("-t", "--tty", is_flag=True, help="Give the container a terminal; ctrl-p ctrl-q leaves it."),
     click.option("--memory", metavar="SIZE", help="Memory limit, as 128Mi."),
@@ -157,11 +160,18 @@ class _Run:
             pod = self._create(connection)
             self._clock.lap("create")
         if self._detach:
-            click.echo(pods.name_of(pod))
-            self._report(pod)
-            return 0
+            return self._background(pod)
         with self._on_failure(pod):
             return self._foreground(pod)
+
+    def _background(self, pod: dict[str, Any]) -> int:
+        """The name goes out only when the container runs, or has run: what comes next on a script may need that."""
+        with follow.fresh(self._settings.state) as watch:
+            pod = follow.wait_started(watch, *_key(pod), podspec.container_name(self._options.name))
+        self._clock.lap("start")
+        click.echo(pods.name_of(pod))
+        self._report(pod)
+        return 0
 
     def _pull(self, connection: Connection) -> None:
         image = self._options.image
@@ -203,13 +213,20 @@ class _Run:
         code = outcome.exit_code
         if code is None:
             raise VmFailed(f"pod {name}: {outcome.message}")
-        if self._timing:
+        if self._timing or code in NEVER_RAN:
             pod = self._read(pod)
+        self._explain_start_error(pod, container)
         if self._remove:
             self._delete(pod, grace=0)
             self._clock.lap("remove")
         self._report(pod)
         return code
+
+    def _explain_start_error(self, pod: dict[str, Any], container: str) -> None:
+        """A process that never ran could not say why its exit code is 127."""
+        ended = pods.state(pods.container_status(pod, container), "terminated") or {}
+        if ended.get("reason") == "StartError" and ended.get("message"):
+            note(str(ended["message"]))
 
     def _join(self, pod: dict[str, Any], container: str, joined: Callable[[], None]) -> session.Outcome:
         options = self._options
