@@ -39,6 +39,7 @@ def set_up(path: Path, *, level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=handlers, force=True)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("qemu.qmp").setLevel(logging.WARNING)
 
 
 def _formatter(shared: list[Any], renderer: Any) -> structlog.stdlib.ProcessorFormatter:

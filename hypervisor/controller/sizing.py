@@ -16,8 +16,8 @@ CONTAINER_MEMORY = 128 * MIB
 """For a container that sets no limit."""
 GUEST_OVERHEAD = 96 * MIB
 """Kernel, agent and crun of an idle guest; docs/pods.md has the measurement."""
-PROCESS_OVERHEAD = 48 * MIB
-"""QEMU and vmx themselves, beside the guest's RAM."""
+PROCESS_OVERHEAD = 160 * MIB
+"""QEMU (under TCG most of it translated code) and vmx themselves, beside the guest's RAM; measured, see there."""
 HOST_RESERVE = 256 * MIB
 """Left to everything else on the host."""
 DEFAULT_DISK = 1024 * MIB

@@ -23,8 +23,6 @@ from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vsock.address import VsockAddress
 
-PAGE = 4096
-
 
 @dataclass(frozen=True)
 class VmHost:
@@ -98,8 +96,8 @@ class HostedVm:
         return self.vm.console_tail(limit)
 
     def memory_used(self) -> int:
-        """Resident memory of its processes: guest RAM that was touched is QEMU's."""
-        return sum(_resident(pid) for pid in self.vm.pids.values())
+        """Resident memory of its QEMU: the guest's RAM, as far as it was touched, and QEMU's own."""
+        return _resident(self.vm.pids["qemu"])
 
     async def stats(self) -> Mapping[str, Any]:
         """Counters of its cgroup and its vmx."""
@@ -125,10 +123,13 @@ class HostedVm:
 
 
 def _resident(pid: int) -> int:
+    """Its own memory and what it shares with its kind; not the pages of files, which the kernel can drop."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-    except (OSError, ValueError, IndexError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
         return 0
+    fields = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return sum(int(value.split()[0]) * 1024 for value in fields.values())
 
 
 @asynccontextmanager
