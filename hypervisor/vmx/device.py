@@ -103,7 +103,7 @@ class Device:
             os.write(self._wake_write, b"x")
 
     def start(self) -> None:
-        """Starts the threads. QEMU is gone when it leaves the vsock device, or when every stream from it is at its end."""
+        """Starts the threads. QEMU is gone when it leaves the vsock device, or when every stream from it has ended."""
         self._logs.start()
         waits = [*([self._run_vsock] if self._vsock else []), *([self._logs.join] if self._has_streams else [])]
         for wait in waits:
