@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
+from contextlib import suppress
 
 from .spec import Resources
 
@@ -57,7 +57,7 @@ class Cgroup:
 
     def kill(self) -> None:
         """SIGKILL to every process in it; harmless when it is gone."""
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             write_text(f"{self._directory}/cgroup.kill", "1")
 
     def pids(self) -> list[int]:
@@ -81,7 +81,7 @@ class Cgroup:
 
     def thaw(self) -> None:
         """Lets frozen processes go on, without waiting; harmless when it is gone."""
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             write_text(f"{self._directory}/cgroup.freeze", "0")
 
     def oom_kills(self) -> int:

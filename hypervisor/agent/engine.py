@@ -7,9 +7,9 @@ each other.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 from . import bundle, launch, logs
@@ -211,10 +211,8 @@ class Engine:
         for pid in container.cgroup.pids() if everybody else ():
             if pid != container.pid:
                 _send(pid, number)
-        try:
+        with suppress(ProcessLookupError):  # it has just ended
             signal.pidfd_send_signal(container.pidfd, number)
-        except ProcessLookupError:
-            pass  # it has just ended
 
     async def stop(self, name: str, grace_s: float) -> Container:
         """The stop signal, `grace_s` seconds, SIGKILL; returns when it has ended. Harmless when it has already."""
@@ -224,7 +222,8 @@ class Engine:
                 container.cgroup.thaw()
                 container.state = RUNNING
             if container.alive:
-                self.signal(name, container.spec.stop_signal, False)
+                if container.pidfd >= 0:
+                    self.signal(name, container.spec.stop_signal, False)
                 await self._wait_exited(container, grace_s)
                 container.cgroup.kill()
                 await container.exited.wait()
@@ -232,7 +231,7 @@ class Engine:
 
     @staticmethod
     async def _wait_exited(container: Container, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             await asyncio.wait_for(container.exited.wait(), seconds)
 
     async def stop_all(self, grace_s: float) -> None:
@@ -288,7 +287,7 @@ class Engine:
 
 
 def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 

@@ -17,13 +17,13 @@ of file, SIGPIPE or, on a terminal, SIGHUP. It is not killed; the reaper takes i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import socket
 import struct
 import termios
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 from . import wire
@@ -250,13 +250,13 @@ def resize(terminal: int, payload: bytes) -> None:
     """Sets a terminal's size; harmless for a negative descriptor or a terminal that has gone."""
     if terminal >= 0:
         columns, rows = wire.parse_resize(payload)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def send_signal(pid: int, number: int) -> None:
     """Sends a signal to a process that has not been reaped; an impossible number is ignored."""
-    with contextlib.suppress(ProcessLookupError, ValueError, OSError):
+    with suppress(ProcessLookupError, ValueError, OSError):
         os.kill(pid, number)
 
 

@@ -8,12 +8,12 @@ agent does itself: each crun costs over 100 ms under TCG.
 from __future__ import annotations
 
 import array
-import contextlib
 import json
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from .container import STDERR, STDOUT, Container
 from .errors import INTERNAL, INVALID, NOT_FOUND, AgentError, from_os
@@ -25,7 +25,7 @@ CRUN_STATE = "/run/podvisor/crun"
 _RESET_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # which Python ignores
 _MAX_MESSAGE = 4096
 _NOT_FOUND_MARKS = ("executable file", "not found in $PATH", "No such file or directory")
-_NOT_EXECUTABLE_MARKS = ("Permission denied", "Exec format error", "Is a directory")
+_NOT_EXECUTABLE_MARKS = ("Permission denied", "Exec format error", "Is a directory", "Operation not permitted")
 
 
 def spawn(
@@ -207,5 +207,5 @@ def forget(container: Container) -> None:
 
 
 def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.unlink(path)

@@ -1,4 +1,4 @@
-"""Container logs in files: the format, the writer, and the reader. Used in the guest and, for archived logs, on the host.
+"""Container logs in files: the format, the writer, the reader. Used in the guest and, for archived logs, on the host.
 
 Layout: ``<directory>/<attempt>.log`` is the file being written, ``<attempt>.log.1`` the one before it, and so on; an
 attempt is one run of the container (0, 1, ...). An entry is one line, as Kubernetes' container runtimes write them::
@@ -72,7 +72,7 @@ def stamp_of(ns: int) -> bytes:
 
 
 def parse_entry(line: bytes) -> Entry | None:
-    """An entry out of a line without its newline; None for a line that is not one (a disk that filled up can cut one)."""
+    """An entry out of a line without its newline; None for a line that is not one (a full disk can cut one)."""
     if len(line) < _DATA or line[_STAMP - 1 : _STAMP + 1] != b"Z " or line[_STREAM] not in STREAMS:
         return None
     tag = line[_TAG]

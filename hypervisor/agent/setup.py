@@ -1,5 +1,5 @@
-"""``setup``: what makes a freshly booted (or cloned) guest this pod's guest. Once per boot, in this order: clock, entropy,
-host name, network, data disk, name files, volumes, shared PID namespace.
+"""``setup``: what makes a freshly booted (or cloned) guest this pod's guest. Once per boot, in this order: clock,
+entropy, host name, network, data disk, name files, volumes, shared PID namespace.
 
 Until it has been called, no container can be started; a failure may be mended and the call repeated.
 """

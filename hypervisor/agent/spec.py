@@ -120,7 +120,7 @@ def parse_name(fields: Fields, field: str = "name") -> str:
     allowed = "abcdefghijklmnopqrstuvwxyz0123456789-"
     if not 0 < len(name) <= MAX_NAME or name.strip(allowed) or name[0] == "-" or name[-1] == "-":
         raise invalid(
-            f"{fields.path(field)}: must be 1 to {MAX_NAME} lower-case letters, digits and inner dashes, not {name[:80]!r}"
+            f"{fields.path(field)}: must be 1 to {MAX_NAME} lower-case letters, digits, inner dashes; not {name[:80]!r}"
         )
     return name
 

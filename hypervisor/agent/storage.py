@@ -8,9 +8,9 @@ are resolved with `open_in_root`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import stat
+from contextlib import suppress
 
 from . import syscalls
 from .cgroup import read_text
@@ -117,10 +117,8 @@ class Root:
     def unmount(self) -> None:
         """Unmounts everything and discards the writable layer; harmless when there is none."""
         self.release_binds()
-        try:
+        with suppress(OSError):  # not mounted
             syscalls.unmount(self.path, syscalls.MNT_DETACH)
-        except OSError:
-            pass  # not mounted
         discard(self._layers)
 
     def open(self) -> int:
@@ -149,7 +147,7 @@ class Root:
     def release_binds(self) -> None:
         """Undoes `bind_source` once crun has bound the paths (or never will)."""
         while self._binds:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 syscalls.unmount(f"{self.directory}/binds/{self._binds}", syscalls.MNT_DETACH)
             self._binds -= 1
 

@@ -137,8 +137,8 @@ class PipeWriter:
 
     async def _write_rest(self, rest: bytes) -> None:
         while rest and self._fd >= 0:
-            writable = self._loop.create_future()
-            self._loop.add_writer(self._fd, lambda f=writable: f.done() or f.set_result(None))
+            writable: asyncio.Future[None] = self._loop.create_future()
+            self._loop.add_writer(self._fd, _done, writable)
             try:
                 await writable
             finally:
@@ -146,3 +146,8 @@ class PipeWriter:
                     self._loop.remove_writer(self._fd)
             rest = self._write_some(rest)
         self._busy = None
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -54,9 +54,11 @@ def pack_path(path: str, fd: int) -> None:
         os.lstat(real)
     except OSError as e:
         raise from_os(f"{path} in the container", e) from e
-    with os.fdopen(fd, "wb", buffering=BLOCK) as out:
-        with tarfile.open(mode="w|", fileobj=out, format=tarfile.PAX_FORMAT, bufsize=BLOCK) as tar:
-            _Packer(tar).add(real, name)
+    with (
+        os.fdopen(fd, "wb", buffering=BLOCK) as out,
+        tarfile.open(mode="w|", fileobj=out, format=tarfile.PAX_FORMAT, bufsize=BLOCK) as tar,
+    ):
+        _Packer(tar).add(real, name)
 
 
 class _Packer:
@@ -76,7 +78,7 @@ class _Packer:
                 if e.errno in (errno.ENOENT, errno.ENOTDIR):
                     continue
                 raise
-            if info is None:  # a socket: a tar cannot hold one
+            if not info:  # a socket: a tar cannot hold one, and gettarinfo says None
                 continue
             info.pax_headers = _attributes(path)
             if info.isreg() and not info.islnk():
@@ -141,7 +143,7 @@ def unpack_into(directory: str, fd: int) -> None:
     :raises tarfile.TarError: not a tar, or cut short
     """
     _check_target(directory)
-    os.umask(0)
+    os.umask(0o022)  # for directories that the tar implies; every mode that it names is set
     with os.fdopen(fd, "rb", buffering=BLOCK) as source:
         try:
             with tarfile.open(mode="r|", fileobj=source, bufsize=BLOCK) as tar:

@@ -9,7 +9,7 @@ The agent listens on AF_VSOCK port `AGENT_PORT`. A connection carries one *call*
      | <-- RESPONSE {"ok":true,"result":R} ---- |      a unary call ends here; the next REQUEST may follow
      | <== STDIN STDOUT STDERR ... frames ====> |      a streaming call goes on until END, then the connection closes
 
-A refused call is answered ``RESPONSE {"ok":false,"error":{"reason":..., "message":...}}`` and the connection stays usable.
+A refused call is answered ``RESPONSE {"ok":false,"error":{"reason":..., "message":...}}``; the connection stays usable.
 A frame that breaks a rule below ends the connection: there is no way to find the next frame's start.
 
 A frame is a 5-byte header (type, then payload length as a big-endian 32-bit number) and the payload. Every type has its

@@ -1,4 +1,4 @@
-"""A guest for tests of the agent alone: QEMU and the vsock back end, no daemon; and a plain client of the wire protocol."""
+"""A guest for tests of the agent alone: QEMU and the vsock back end, no daemon; and a plain client of the protocol."""
 
 from __future__ import annotations
 
@@ -252,11 +252,13 @@ def make_data_disk(target: Path, size: str = "256M") -> Path:
 def _argv(directory: Path, image: Path, memory: int, kernel_args: str) -> list[str]:
     kernel = OUT / "vmlinux" if (OUT / "vmlinux").exists() else OUT / "vmlinuz"
     append = "console=ttyS0 quiet panic=-1 rcupdate.rcu_expedited=1 tsc=reliable no_timer_check random.trust_cpu=on"
-    argv = ["qemu-system-x86_64", "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-cpu", "max", "-m", f"{memory}M"]
+    argv = ["qemu-system-x86_64", "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-cpu", "max"]
+    argv += ["-m", f"{memory}M"]
     argv += ["-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on", "-smp", "1", "-display", "none"]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-kernel", str(kernel), "-initrd", str(OUT / "initrd.img")]
     argv += ["-append", f"{append} audit=0 {kernel_args}", "-serial", f"file:{directory / 'console.log'}"]
-    disks = [("hv-root", OUT / "root.erofs", True), ("hv-data", directory / "data.img", False), (IMAGE_DISK, image, True)]
+    disks = [("hv-root", OUT / "root.erofs", True), ("hv-data", directory / "data.img", False)]
+    disks.append((IMAGE_DISK, image, True))
     for i, (serial, path, read_only) in enumerate(disks):
         argv += ["-drive", f"if=none,id=d{i},file={path},format=raw,readonly={'on' if read_only else 'off'}"]
         argv += ["-device", f"virtio-blk-pci,drive=d{i},serial={serial}"]
