@@ -30,6 +30,7 @@ struct source {
     uint64_t bytes; /* mapped, a multiple of the page size; a last partial page is zero-filled by the kernel */
 };
 
+/* A mapping of RAM; free while `length` is 0. */
 struct range {
     int uffd;
     uint64_t start, length, offset;
@@ -39,9 +40,10 @@ struct pv_fault {
     struct pv_fault_config config;
     uint64_t pages;
     struct source sources[PV_FAULT_SOURCES];
-    struct range ranges[PV_FAULT_RANGES];
-    _Atomic(int) range_count; /* published with release after the range was written; ranges are never removed */
-    pthread_mutex_t adding;
+    struct range ranges[PV_FAULT_RANGES]; /* under `table`; a back end that maps RAM anew removes and adds */
+    int uffds[PV_FAULT_UFFDS];            /* under `table`; only ever added, so whoever knows one may go on using it */
+    int uffd_count, own_uffd;
+    pthread_mutex_t table; /* held for a look or a change, never across a system call that may wait */
     int wake; /* eventfd: stop, or a new range */
     _Atomic(int) stopping;
     _Atomic(uint8_t) *state; /* [pages] */
@@ -98,6 +100,14 @@ static int allocate(struct pv_fault *server)
     return server->state && server->record ? 0 : -1;
 }
 
+static int knows_uffd(const struct pv_fault *server, int uffd)
+{
+    for (int i = 0; i < server->uffd_count; i++)
+        if (server->uffds[i] == uffd)
+            return 1;
+    return 0;
+}
+
 int pv_fault_create(const struct pv_fault_config *config, struct pv_fault **out, int *err)
 {
     struct pv_fault *server;
@@ -110,8 +120,8 @@ int pv_fault_create(const struct pv_fault_config *config, struct pv_fault **out,
         return fail(err, ENOMEM);
     server->config = *config;
     server->pages = config->ram_bytes >> PV_PAGE_SHIFT;
-    server->wake = -1;
-    pthread_mutex_init(&server->adding, NULL);
+    server->wake = server->own_uffd = -1;
+    pthread_mutex_init(&server->table, NULL);
     pthread_mutex_init(&server->prefetch_lock, NULL);
     *err = ENOMEM;
     if (allocate(server) || pv_space_add_reader(config->space, &server->serving, err) ||
@@ -133,8 +143,10 @@ void pv_fault_destroy(struct pv_fault *server)
 {
     if (!server)
         return;
-    for (int i = 0; i < atomic_load(&server->range_count); i++)
-        close(server->ranges[i].uffd);
+    for (int i = 0; i < server->uffd_count; i++)
+        close(server->uffds[i]);
+    if (server->own_uffd >= 0 && !knows_uffd(server, server->own_uffd))
+        close(server->own_uffd);
     for (int i = 0; i < PV_FAULT_SOURCES; i++)
         if (server->sources[i].map)
             munmap((void *)server->sources[i].map, server->sources[i].bytes);
@@ -144,7 +156,7 @@ void pv_fault_destroy(struct pv_fault *server)
         pv_space_remove_reader(server->config.space, server->prefetching);
     if (server->wake >= 0)
         close(server->wake);
-    pthread_mutex_destroy(&server->adding);
+    pthread_mutex_destroy(&server->table);
     pthread_mutex_destroy(&server->prefetch_lock);
     free(server->state);
     free(server->record);
@@ -174,49 +186,106 @@ int pv_fault_add_source(struct pv_fault *server, uint32_t source, int fd, int *e
     return 0;
 }
 
+/* Under `table`. */
+static int insert_range(struct pv_fault *server, struct range range, int *err)
+{
+    int known = knows_uffd(server, range.uffd);
+
+    if (!known && server->uffd_count == PV_FAULT_UFFDS)
+        return fail(err, ENOSPC);
+    for (int i = 0; i < PV_FAULT_RANGES; i++) {
+        if (server->ranges[i].length)
+            continue;
+        server->ranges[i] = range;
+        if (!known)
+            server->uffds[server->uffd_count++] = range.uffd;
+        return 0;
+    }
+    return fail(err, ENOSPC);
+}
+
 int pv_fault_add_range(struct pv_fault *server, int uffd, uint64_t start, uint64_t length, uint64_t offset, int *err)
 {
-    int at, result = 0;
+    int result;
 
     if ((start | length | offset) % PV_PAGE_SIZE || !length || length > server->config.ram_bytes ||
         offset > server->config.ram_bytes - length || start > UINT64_MAX - length)
         return fail(err, EINVAL);
-    pthread_mutex_lock(&server->adding);
-    at = atomic_load(&server->range_count);
-    if (at == PV_FAULT_RANGES) {
-        result = fail(err, ENOSPC);
-    } else {
-        server->ranges[at] = (struct range){uffd, start, length, offset};
-        atomic_store_explicit(&server->range_count, at + 1, memory_order_release);
-    }
-    pthread_mutex_unlock(&server->adding);
+    pthread_mutex_lock(&server->table);
+    result = insert_range(server, (struct range){uffd, start, length, offset}, err);
+    pthread_mutex_unlock(&server->table);
     if (!result)
         eventfd_write(server->wake, 1);
     return result;
 }
 
-static int open_uffd(int device)
+int pv_fault_open_own(struct pv_fault *server, int device, int *err)
 {
-    if (device >= 0)
-        return ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-    return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    cleanup_fd int uffd = device >= 0 ? ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)
+                                      : (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
+
+    if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+        return fail(err, errno);
+    server->own_uffd = steal_fd(&uffd);
+    return 0;
 }
 
-int pv_fault_register_own(struct pv_fault *server, int device, void *start, uint64_t length, uint64_t offset, int *err)
+int pv_fault_register_own(struct pv_fault *server, void *start, uint64_t length, uint64_t offset, int *err)
 {
-    cleanup_fd int uffd = open_uffd(device);
-    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
     struct uffdio_register registration = {
         .range = {(uintptr_t)start, length},
         .mode = UFFDIO_REGISTER_MODE_MISSING,
     };
 
-    if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &registration))
-        return fail(err, errno);
-    if (pv_fault_add_range(server, uffd, (uintptr_t)start, length, offset, err))
+    if (server->own_uffd < 0)
+        return fail(err, ENXIO);
+    /* The range first: a touch between the two would find a registration that nobody serves. */
+    if (pv_fault_add_range(server, server->own_uffd, (uintptr_t)start, length, offset, err))
         return -1;
-    steal_fd(&uffd);
+    if (ioctl(server->own_uffd, UFFDIO_REGISTER, &registration)) {
+        *err = errno;
+        pv_fault_forget_own(server, start);
+        return -1;
+    }
     return 0;
+}
+
+void pv_fault_forget_own(struct pv_fault *server, const void *start)
+{
+    pthread_mutex_lock(&server->table);
+    for (int i = 0; i < PV_FAULT_RANGES; i++)
+        if (server->ranges[i].uffd == server->own_uffd && server->ranges[i].start == (uintptr_t)start)
+            server->ranges[i].length = 0;
+    pthread_mutex_unlock(&server->table);
+}
+
+int pv_fault_map_hook(void *server, int mapped, void *start, uint64_t length, uint64_t offset)
+{
+    int err = 0;
+
+    if (mapped)
+        return pv_fault_register_own(server, start, length, offset, &err) ? err : 0;
+    pv_fault_forget_own(server, start);
+    return 0;
+}
+
+/* The range of `uffd` that holds `address`; 0 when there is none. With uffd -1: the first range that holds RAM offset `address`. */
+static int find_range(struct pv_fault *server, int uffd, uint64_t address, struct range *out)
+{
+    int found = 0;
+
+    pthread_mutex_lock(&server->table);
+    for (int i = 0; i < PV_FAULT_RANGES && !found; i++) {
+        const struct range *range = &server->ranges[i];
+        uint64_t base = uffd < 0 ? range->offset : range->start;
+
+        found = range->length && (uffd < 0 || range->uffd == uffd) && address >= base && address - base < range->length;
+        if (found)
+            *out = *range;
+    }
+    pthread_mutex_unlock(&server->table);
+    return found;
 }
 
 /* ---- filling pages --------------------------------------------------------------------------------------------------- */
@@ -380,41 +449,62 @@ static void note_touch(struct pv_fault *server, uint64_t page, uint64_t started)
     count(&server->latency[bucket < PV_FAULT_BUCKETS ? bucket : PV_FAULT_BUCKETS - 1], 1);
 }
 
-static int serve_touch(struct pv_fault *server, const struct range *range, uint64_t address)
+/* A run never leaves the mapping that it is filled through. */
+static void clip_run(struct run *run, const struct range *range)
+{
+    uint64_t first = range->offset >> PV_PAGE_SHIFT, end = first + (range->length >> PV_PAGE_SHIFT);
+
+    if (run->page < first) {
+        if (run->data)
+            run->data += (first - run->page) << PV_PAGE_SHIFT;
+        run->count -= first - run->page;
+        run->page = first;
+    }
+    if (run->page + run->count > end)
+        run->count = end - run->page;
+}
+
+static int serve_touch(struct pv_fault *server, int uffd, uint64_t address)
 {
     uint64_t started = now_ns(), page, filled;
+    struct range range;
     struct run run;
 
-    if (address < range->start || address - range->start >= range->length)
-        return give_up(server, "a fault at 0x%llx, outside of its range", (unsigned long long)address);
+    if (!find_range(server, uffd, address, &range))
+        return 0; /* its mapping was forgotten meanwhile: unmapping wakes the toucher */
     address &= ~(uint64_t)(PV_PAGE_SIZE - 1);
-    page = (address - range->start + range->offset) >> PV_PAGE_SHIFT;
-    if (plan_run(server, server->serving, page, 1, &run) || fill_run(server, range, &run, &filled))
+    page = (address - range.start + range.offset) >> PV_PAGE_SHIFT;
+    if (plan_run(server, server->serving, page, 1, &run))
+        return -1;
+    clip_run(&run, &range);
+    if (fill_run(server, &range, &run, &filled))
         return -1;
     if (filled != run.count)
-        wake_range(range, address, PV_PAGE_SIZE); /* another's copy came first, or none could be made: it faults again */
+        wake_range(&range, address, PV_PAGE_SIZE); /* another's copy came first, or none could be made: it faults again */
     note_touch(server, page, started);
     return 0;
 }
 
-static void note_removed(struct pv_fault *server, const struct range *range, uint64_t start, uint64_t end)
+static void note_removed(struct pv_fault *server, int uffd, uint64_t start, uint64_t end)
 {
-    if (start < range->start)
-        start = range->start;
-    if (end > range->start + range->length)
-        end = range->start + range->length;
+    struct range range;
+
+    if (!find_range(server, uffd, start, &range))
+        return;
+    if (end > range.start + range.length)
+        end = range.start + range.length;
     for (uint64_t a = start; a < end; a += PV_PAGE_SIZE) {
-        uint64_t page = (a - range->start + range->offset) >> PV_PAGE_SHIFT;
+        uint64_t page = (a - range.start + range.offset) >> PV_PAGE_SHIFT;
 
         if (atomic_exchange(&server->state[page], REMOVED) != REMOVED)
             count(&server->removed_pages, 1);
     }
 }
 
-static int serve_messages(struct pv_fault *server, const struct range *range)
+static int serve_messages(struct pv_fault *server, int uffd)
 {
     struct uffd_msg messages[MESSAGES];
-    ssize_t bytes = read(range->uffd, messages, sizeof messages);
+    ssize_t bytes = read(uffd, messages, sizeof messages);
 
     if (bytes < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : give_up(server, "reading faults: %s", strerror(errno));
@@ -422,33 +512,44 @@ static int serve_messages(struct pv_fault *server, const struct range *range)
         const struct uffd_msg *m = &messages[i];
 
         if (m->event == UFFD_EVENT_PAGEFAULT) {
-            if (serve_touch(server, range, m->arg.pagefault.address))
+            if (serve_touch(server, uffd, m->arg.pagefault.address))
                 return -1;
         } else if (m->event == UFFD_EVENT_REMOVE) {
-            note_removed(server, range, m->arg.remove.start, m->arg.remove.end);
+            note_removed(server, uffd, m->arg.remove.start, m->arg.remove.end);
         }
     }
     return 0;
 }
 
+/* Fills `polled` with the userfaultfds of now; how many. */
+static int uffds_to_poll(struct pv_fault *server, struct pollfd *polled)
+{
+    int uffds;
+
+    pthread_mutex_lock(&server->table);
+    uffds = server->uffd_count;
+    for (int i = 0; i < uffds; i++)
+        polled[i] = (struct pollfd){server->uffds[i], POLLIN, 0};
+    pthread_mutex_unlock(&server->table);
+    return uffds;
+}
+
 int pv_fault_run(struct pv_fault *server, int *err)
 {
     while (!atomic_load(&server->stopping)) {
-        struct pollfd polled[PV_FAULT_RANGES + 1] = {{server->wake, POLLIN, 0}};
-        int ranges = atomic_load_explicit(&server->range_count, memory_order_acquire);
+        struct pollfd polled[PV_FAULT_UFFDS + 1] = {{server->wake, POLLIN, 0}};
+        int uffds = uffds_to_poll(server, polled + 1);
         eventfd_t ignored;
 
-        for (int i = 0; i < ranges; i++)
-            polled[i + 1] = (struct pollfd){server->ranges[i].uffd, POLLIN, 0};
-        if (poll(polled, (nfds_t)ranges + 1, -1) < 0) {
+        if (poll(polled, (nfds_t)uffds + 1, -1) < 0) {
             if (errno == EINTR)
                 continue;
             return fail(err, errno);
         }
         if (polled[0].revents)
             eventfd_read(server->wake, &ignored);
-        for (int i = 0; i < ranges; i++)
-            if (polled[i + 1].revents & POLLIN && serve_messages(server, &server->ranges[i]))
+        for (int i = 1; i <= uffds; i++)
+            if (polled[i].revents & POLLIN && serve_messages(server, polled[i].fd))
                 return fail(err, EIO);
     }
     return 0;
@@ -467,8 +568,15 @@ const char *pv_fault_reason(const struct pv_fault *server)
 
 void pv_fault_wake_all(struct pv_fault *server)
 {
-    for (int i = 0; i < atomic_load(&server->range_count); i++)
-        wake_range(&server->ranges[i], server->ranges[i].start, server->ranges[i].length);
+    for (int i = 0; i < PV_FAULT_RANGES; i++) {
+        struct range range;
+
+        pthread_mutex_lock(&server->table);
+        range = server->ranges[i];
+        pthread_mutex_unlock(&server->table);
+        if (range.length)
+            wake_range(&range, range.start, range.length);
+    }
 }
 
 /* ---- prefetching ----------------------------------------------------------------------------------------------------- */
@@ -505,18 +613,19 @@ uint64_t pv_fault_prefetch(struct pv_fault *server, const uint32_t *pages, uint6
     uint64_t total = 0;
 
     pthread_mutex_lock(&server->prefetch_lock);
-    for (uint64_t i = 0; i < count_ && !atomic_load(&server->stopping) && atomic_load(&server->range_count);) {
-        const struct range *range = &server->ranges[0];
-        uint64_t filled = 0;
+    for (uint64_t i = 0; i < count_ && !atomic_load(&server->stopping);) {
+        uint64_t filled = 0, n;
+        struct range range;
         struct run run;
-        uint64_t n = gather(server, pages + i, count_ - i, &run);
 
-        if (n && run.page << PV_PAGE_SHIFT >= range->offset &&
-            (run.page + run.count) << PV_PAGE_SHIFT <= range->offset + range->length &&
-            fill_run(server, range, &run, &filled))
+        n = gather(server, pages + i, count_ - i, &run);
+        i += n ? n : 1;
+        if (!n || !find_range(server, -1, run.page << PV_PAGE_SHIFT, &range))
+            continue;
+        clip_run(&run, &range);
+        if (fill_run(server, &range, &run, &filled))
             break;
         total += filled;
-        i += n ? n : 1;
     }
     count(&server->prefetch_count, total);
     pthread_mutex_unlock(&server->prefetch_lock);

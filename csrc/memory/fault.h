@@ -37,6 +37,7 @@
 
 #define PV_FAULT_SOURCES 16
 #define PV_FAULT_RANGES 16
+#define PV_FAULT_UFFDS 4
 #define PV_FAULT_BUCKETS 24 /* of the latency histogram: bucket i counts faults served in less than 2^i microseconds */
 
 struct pv_fault;
@@ -66,13 +67,21 @@ void pv_fault_destroy(struct pv_fault *server);
 int pv_fault_add_source(struct pv_fault *server, uint32_t source, int fd, int *err);
 
 /* [start, start + length) in the address space that `uffd` belongs to maps RAM from `offset`. The descriptor is taken over
- * on success; it must have been registered for missing pages. Before run, or while it runs (any thread).
- * 0, or -1 with *err = EINVAL (beyond RAM, misaligned), ENOSPC. */
+ * on success (once: naming it again adds a range to it); it must have been registered for missing pages. Before run, or while
+ * it runs (any thread). 0, or -1 with *err = EINVAL (beyond RAM, misaligned, wraps), ENOSPC. */
 int pv_fault_add_range(struct pv_fault *server, int uffd, uint64_t start, uint64_t length, uint64_t offset, int *err);
 
-/* Registers a mapping of RAM in *this* process, for the back ends that touch it. `device` is an open /dev/userfaultfd, or -1 for
- * the system call. 0, or -1 with *err (EPERM: see vm.unprivileged_userfaultfd). */
-int pv_fault_register_own(struct pv_fault *server, int device, void *start, uint64_t length, uint64_t offset, int *err);
+/* Makes the userfaultfd of *this* process, for the back ends that map RAM here. `device` is an open /dev/userfaultfd, or -1 for the
+ * system call. Once, before pv_fault_register_own. 0, or -1 with *err (EPERM: see vm.unprivileged_userfaultfd). */
+int pv_fault_open_own(struct pv_fault *server, int device, int *err);
+
+/* A mapping of RAM in this process is new (before its first touch), or about to be unmapped. Any thread but the serving one.
+ * 0, or -1 with *err = EINVAL, ENOSPC, ENXIO (no pv_fault_open_own), or what the registration says. */
+int pv_fault_register_own(struct pv_fault *server, void *start, uint64_t length, uint64_t offset, int *err);
+void pv_fault_forget_own(struct pv_fault *server, const void *start);
+
+/* Both, as a hook for whoever maps RAM: `server` as the context, `mapped` 1 or 0. 0, or a positive errno. */
+int pv_fault_map_hook(void *server, int mapped, void *start, uint64_t length, uint64_t offset);
 
 /* Serves until pv_fault_stop (0) or until something cannot be served (-1, *err = EIO and a reason). In a thread of its own. */
 int pv_fault_run(struct pv_fault *server, int *err);

@@ -78,17 +78,33 @@ class FaultServer:
         if lib.pv_fault_add_range(self._alive(), uffd, start, length, offset, err) < 0:
             raise raise_for(f"adding the range {start:#x}+{length:#x}", err)
 
-    def register_own(self, buffer: Any, *, offset: int = 0, device: int = -1) -> None:
-        """A mapping of RAM in this process.
+    def open_own(self, device: int = -1) -> None:
+        """Makes this process's userfaultfd, once, before `register_own` or the hook.
 
-        :param buffer: an ``mmap.mmap`` or another writable buffer over the mapping
         :param device: a descriptor of /dev/userfaultfd, or -1 for the system call
         :raises Unavailable: this user may not have kernel faults delivered
         """
         err = new_error()
+        if lib.pv_fault_open_own(self._alive(), device, err) < 0:
+            raise raise_for("making this process's userfaultfd", err)
+
+    def register_own(self, buffer: Any, *, offset: int = 0) -> None:
+        """A mapping of RAM in this process, before its first touch.
+
+        :param buffer: an ``mmap.mmap`` or another writable buffer over the mapping
+        """
+        err = new_error()
         view = ffi.from_buffer(buffer)
-        if lib.pv_fault_register_own(self._alive(), device, view, len(view), offset, err) < 0:
+        if lib.pv_fault_register_own(self._alive(), view, len(view), offset, err) < 0:
             raise raise_for("registering this process's mapping of guest RAM", err)
+
+    def map_hook(self) -> tuple[int, int]:
+        """``(function, context)`` as addresses, for C code that maps RAM: see pv_fault_map_hook in csrc/memory/fault.h.
+
+        Whoever gets them must have stopped before this server is left.
+        """
+        function = int(ffi.cast("uintptr_t", ffi.addressof(lib, "pv_fault_map_hook")))
+        return function, int(ffi.cast("uintptr_t", self._alive()))
 
     def prefetch(self, pages: Sequence[int]) -> int:
         """Fills pages (numbers in RAM) in that order; how many were filled. Blocks: call it in a thread."""

@@ -103,8 +103,9 @@ static struct vm *make_vm(uint32_t around)
     make_server(vm, around);
     vm->map = map_ram(vm);
     vm->second = map_ram(vm);
-    CHECK(!pv_fault_register_own(vm->server, -1, vm->map, BYTES, 0, &err));
-    CHECK(!pv_fault_register_own(vm->server, -1, vm->second, BYTES, 0, &err));
+    CHECK(!pv_fault_open_own(vm->server, -1, &err));
+    CHECK(!pv_fault_register_own(vm->server, vm->map, BYTES, 0, &err));
+    CHECK(!pv_fault_map_hook(vm->server, 1, vm->second, BYTES, 0));
     return vm;
 }
 
@@ -260,7 +261,8 @@ static void expect_reason(int truncate_template, uint64_t page, const char *reas
         pv_fault_destroy(vm->server);
         CHECK(!ftruncate(vm->template, 10 * PV_PAGE_SIZE + 100));
         make_server(vm, 1);
-        CHECK(!pv_fault_register_own(vm->server, -1, vm->map, BYTES, 0, &vm->err));
+        CHECK(!pv_fault_open_own(vm->server, -1, &vm->err));
+        CHECK(!pv_fault_register_own(vm->server, vm->map, BYTES, 0, &vm->err));
     } else {
         CHECK(!pv_space_unmap(vm->space, page << PV_PAGE_SHIFT, 1, &unmapped, &vm->err) && unmapped == 1);
     }
@@ -311,7 +313,7 @@ static void test_bad_input(void)
     struct vm *vm = make_vm(1);
     struct pv_fault_config config = {vm->db, vm->space, BYTES, 3, 0};
     struct pv_fault *server;
-    int err;
+    int err, last = -1;
 
 #define REFUSED(code, call) (err = 0, (call) == -1 && err == (code))
     CHECK(REFUSED(EINVAL, pv_fault_create(&config, &server, &err)));
@@ -324,9 +326,14 @@ static void test_bad_input(void)
     CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, PV_PAGE_SIZE, BYTES, PV_PAGE_SIZE, &err)));
     CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, 1, PV_PAGE_SIZE, 0, &err)));
     CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, UINT64_MAX - PV_PAGE_SIZE + 1, PV_PAGE_SIZE, 0, &err)));
-    for (int i = 0; i < PV_FAULT_RANGES - 2; i++)
-        CHECK(!pv_fault_add_range(vm->server, dup(vm->ram), PV_PAGE_SIZE, PV_PAGE_SIZE, 0, &err));
+    for (int i = 0; i < PV_FAULT_UFFDS - 1; i++)
+        CHECK(!pv_fault_add_range(vm->server, last = dup(vm->ram), PV_PAGE_SIZE, PV_PAGE_SIZE, 0, &err));
     CHECK(REFUSED(ENOSPC, pv_fault_add_range(vm->server, 0, PV_PAGE_SIZE, PV_PAGE_SIZE, 0, &err)));
+    for (int i = 2 + PV_FAULT_UFFDS - 1; i < PV_FAULT_RANGES; i++)
+        CHECK(!pv_fault_add_range(vm->server, last, PV_PAGE_SIZE * (uint64_t)i, PV_PAGE_SIZE, 0, &err));
+    pv_fault_map_hook(vm->server, 0, vm->second, BYTES, 0);
+    CHECK(!pv_fault_add_range(vm->server, last, BYTES, PV_PAGE_SIZE, 0, &err));
+    CHECK(pv_fault_map_hook(vm->server, 1, vm->second, BYTES, 0) == ENOSPC);
     free_vm(vm);
 }
 

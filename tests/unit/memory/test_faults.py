@@ -45,6 +45,7 @@ def test_ram_is_filled_as_it_is_touched(space: tuple[PageFrameDatabase, AddressS
     with mmap.mmap(ram, PAGES * PAGE) as memory:
         server = FaultServer(database, addresses, ram_bytes=PAGES * PAGE, around_pages=1)
         server.add_source(1, template)
+        server.open_own()
         server.register_own(memory)
         with server:
             seen: list[int] = []
