@@ -10,7 +10,7 @@
 #define MIN_WINDOW 8192U
 #define BUDGET_SHARE 256U /* a new window is at most this part of the budget left */
 
-/* ---- the table ----------------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
 /* Keyed, so that a guest cannot choose ports that all fall into one bucket. */
 static unsigned bucket_of(const struct pv_vsock *v, uint32_t guest_port, uint32_t host_port)
@@ -63,9 +63,10 @@ uint32_t pv_conn_free_port(struct pv_vsock *v, uint32_t guest_port)
     return v->next_port;
 }
 
-/* ---- making -------------------------------------------------------------------------------------------------------------- */
+/* ---- making ------------------------------------------------------------------------------------------------------ */
 
-/* A window for one more connection, or 0 when the budget is spent. They shrink as the budget goes, so that it goes far. */
+/* A window for one more connection, or 0 when the budget is spent. They shrink as the budget goes, so that it goes
+ * far. */
 static uint32_t next_window(const struct pv_vsock *v)
 {
     uint64_t left = v->config.buffer_budget_bytes - v->promised;
@@ -110,7 +111,7 @@ struct pv_conn *pv_conn_new(struct pv_vsock *v, int fd, enum pv_state state, int
     return c;
 }
 
-/* ---- scheduling ---------------------------------------------------------------------------------------------------------- */
+/* ---- scheduling -------------------------------------------------------------------------------------------------- */
 
 uint32_t pv_conn_credit(const struct pv_conn *c)
 {
@@ -155,7 +156,8 @@ void pv_conn_owe(struct pv_vsock *v, struct pv_conn *c, unsigned packets)
     pv_conn_schedule(v, c);
 }
 
-/* The guest is told of freed credit when half of its window is free that it does not know of: it can send the other half meanwhile. */
+/* The guest is told of freed credit when half of its window is free that it does not know of: it can send the other
+ * half meanwhile. */
 void pv_conn_forwarded(struct pv_vsock *v, struct pv_conn *c, uint32_t bytes)
 {
     c->forwarded += bytes;
@@ -163,7 +165,7 @@ void pv_conn_forwarded(struct pv_vsock *v, struct pv_conn *c, uint32_t bytes)
         pv_conn_owe(v, c, PV_OWES_CREDIT_UPDATE);
 }
 
-/* ---- ending -------------------------------------------------------------------------------------------------------------- */
+/* ---- ending ------------------------------------------------------------------------------------------------------ */
 
 void pv_conn_close_socket(struct pv_vsock *v, struct pv_conn *c)
 {
@@ -256,7 +258,7 @@ void pv_conn_bury(struct pv_vsock *v)
         pv_host_resume_accept(v);
 }
 
-/* ---- time-outs ----------------------------------------------------------------------------------------------------------- */
+/* ---- time-outs --------------------------------------------------------------------------------------------------- */
 
 /* Each list has one duration, so it is in the order of its deadlines. */
 void pv_conn_start_timer(struct pv_vsock *v, struct pv_conn *c, struct pv_link *list, uint32_t after_ms)

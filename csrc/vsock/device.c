@@ -1,7 +1,8 @@
 /* The event loop and the public interface.
  *
- * One turn: wait for events; let their owners note what happened; take what the guest sent; give it what there is for it; free
- * the connections that ended. Nothing waits but epoll_wait, and it waits without end when nothing is to be done or to time out.
+ * One turn: wait for events; let their owners note what happened; take what the guest sent; give it what there is for
+ * it; free the connections that ended. Nothing waits but epoll_wait, and it waits without end when nothing is to be
+ * done or to time out.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -41,7 +42,7 @@ int pv_watch(struct pv_vsock *v, int fd, uint32_t events, struct pv_source *sour
     return 0;
 }
 
-/* ---- rings ------------------------------------------------------------------------------------------------------------------ */
+/* ---- rings ------------------------------------------------------------------------------------------------------- */
 
 void pv_ring_broken(struct pv_vsock *v, unsigned ring)
 {
@@ -116,7 +117,7 @@ static const struct pv_fe_ops FE_OPS = {
     .device_reset = on_device_reset,
 };
 
-/* ---- the front end's connection ---------------------------------------------------------------------------------------------- */
+/* ---- the front end's connection ---------------------------------------------------------------------------------- */
 
 static void drop_frontend(struct pv_vsock *v, int result)
 {
@@ -171,7 +172,7 @@ static void on_frontend_connect(struct pv_vsock *v, struct pv_source *source, ui
         steal_fd(&fd);
 }
 
-/* ---- the loop ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 static void on_stop(struct pv_vsock *v, struct pv_source *source, uint32_t events)
 {
@@ -232,7 +233,7 @@ void pv_vsock_stop(struct pv_vsock *v)
     errno = saved;
 }
 
-/* ---- making and unmaking --------------------------------------------------------------------------------------------------------- */
+/* ---- making and unmaking ----------------------------------------------------------------------------------------- */
 
 #define OR_DEFAULT(field, value) ((field) ? (field) : (value))
 

@@ -1,35 +1,35 @@
 /* What the parts of the device share: the device, a connection, and who may do what to them.
  *
  * device.c      the event loop and the public interface
- * host.c        the host's side: programs that connect, the guest's connections to Unix sockets, reading and writing them
+ * host.c        the host's side: programs that connect, the guest's connections to Unix sockets, their reads and writes
  * guest.c       the guest's side: packets from the TX ring and to the RX ring
  * connection.c  making, finding, scheduling and ending connections; credit
  *
  * A connection's life
  * -------------------
  *
- *     HANDSHAKE     a program connected; its "CONNECT <port>\n" is not complete. Not in the table: it has no ports yet.
- *     REQUESTED     REQUEST was (or is to be) sent to the guest; no answer yet
- *     ESTABLISHED   data flows; each direction may have been shut by either side (guest_shut, host_shut)
- *     DRAINING      the guest is done with it (RST, or shut both ways); what it had sent still goes to the program. Not in the table:
- *                   the guest may use the ports again.
- *     LINGERING     the program is gone, the guest was told SHUTDOWN both ways and must answer RST (or time runs out)
- *     DEAD          to be freed at the end of this turn of the loop
+ *     HANDSHAKE    a program connected; its "CONNECT <port>\n" is not complete. Not in the table: it has no ports yet.
+ *     REQUESTED    REQUEST was (or is to be) sent to the guest; no answer yet
+ *     ESTABLISHED  data flows; each direction may have been shut by either side (guest_shut, host_shut)
+ *     DRAINING     the guest is done with it (RST, or shut both ways); what it had sent still goes to the program.
+ *                  Not in the table: the guest may use the ports again.
+ *     LINGERING    the program is gone, the guest was told SHUTDOWN both ways and must answer RST (or time runs out)
+ *     DEAD         to be freed at the end of this turn of the loop
  *
- *     program connects -> HANDSHAKE -> REQUESTED -> ESTABLISHED -> LINGERING -> DEAD      the program closes first
- *     guest connects ---------------------------> ESTABLISHED -> DRAINING -> DEAD         the guest closes first (it gets RST at once)
- *     any -> DEAD, with RST to the guest where it knows the connection: a rule was broken, time ran out, the front end is gone
+ *     program connects -> HANDSHAKE -> REQUESTED -> ESTABLISHED -> LINGERING -> DEAD   the program closes first
+ *     guest connects ----------------------------> ESTABLISHED -> DRAINING -> DEAD    the guest closes first
+ *     any -> DEAD, with RST to the guest where it knows the connection: a rule was broken, time ran out, no front end
  *
- * RST belongs to no state: it is sent for a pair of ports (`strays`), before anything else goes to the guest. The queue of them is
- * bounded, and the TX ring is not read while it is full, so that no answer is ever lost.
+ * RST belongs to no state: it is sent for a pair of ports (`strays`), before anything else goes to the guest. The queue
+ * of them is bounded, and the TX ring is not read while it is full, so that no answer is ever lost.
  *
  * Invariants:
  *  - a connection is in the table exactly in REQUESTED, ESTABLISHED, LINGERING;
  *  - it is on the ready list exactly while it has something for the guest (pv_conn_wants_guest);
- *  - `unsent.used <= window`, and the sum of windows <= the budget: a program that does not read costs no more than that;
- *  - it has a socket (fd >= 0) exactly in HANDSHAKE, REQUESTED, ESTABLISHED, DRAINING.
- *  - sockets are edge-triggered: `readable` and `writable` remember the edge until a call says EAGAIN. So a socket that nobody may
- *    read for lack of credit does not wake the loop again and again.
+ *  - `unsent.used <= window`, and the sum of windows <= the budget: a program that does not read costs no more;
+ *  - it has a socket (fd >= 0) exactly in HANDSHAKE, REQUESTED, ESTABLISHED, DRAINING;
+ *  - sockets are edge-triggered: `readable` and `writable` remember the edge until a call says EAGAIN. So a socket that
+ *    nobody may read for lack of credit does not wake the loop again and again.
  */
 #ifndef PV_DEVICE_H
 #define PV_DEVICE_H

@@ -2,12 +2,13 @@
  *
  * Theory of operation
  * -------------------
- * TX: chains are taken in order while there is room for an RST in answer. Data goes from the guest's memory straight into the
- * program's socket; only what the socket does not take at once is copied aside, never more than the connection's window.
+ * TX: chains are taken in order while there is room for an RST in answer. Data goes from the guest's memory straight
+ * into the program's socket; only what the socket does not take at once is copied aside, never more than the
+ * connection's window.
  *
- * RX: strays first, then one turn for each connection on the ready list, in a circle: a packet that it owes, or as many bytes as
- * one read brings into up to `batch` chains, straight into the guest's memory, never more than the guest gave credit for. When the ring has no
- * chain left, the guest is asked to kick and everything waits for that.
+ * RX: strays first, then one turn for each connection on the ready list, in a circle: a packet that it owes, or as many
+ * bytes as one read brings into up to `batch` chains, straight into the guest's memory, never more than the guest gave
+ * credit for. When the ring has no chain left, the guest is asked to kick and everything waits for that.
  */
 #include <endian.h>
 #include <errno.h>
@@ -31,7 +32,7 @@ struct packet {
     const struct pv_chain *chain;
 };
 
-/* ---- from the guest -------------------------------------------------------------------------------------------------------- */
+/* ---- from the guest ---------------------------------------------------------------------------------------------- */
 
 static bool parse_packet(const struct pv_chain *chain, struct packet *p)
 {
@@ -253,7 +254,7 @@ void pv_guest_process_tx(struct pv_vsock *v)
     pv_ring_publish(v, PV_TX);
 }
 
-/* ---- to the guest ---------------------------------------------------------------------------------------------------------- */
+/* ---- to the guest ------------------------------------------------------------------------------------------------ */
 
 /* What became of one turn. */
 enum turn { SENT, NOTHING_TO_SEND, NO_CHAIN };
@@ -282,7 +283,8 @@ static void put_packet(struct pv_vsock *v, struct pv_chain *chain, const struct 
 }
 
 /* Every packet tells the guest how much of its data went on, so every packet is a credit update too. */
-static struct virtio_vsock_hdr header_of(const struct pv_vsock *v, struct pv_conn *c, uint16_t op, uint32_t flags, uint32_t len)
+static struct virtio_vsock_hdr header_of(const struct pv_vsock *v, struct pv_conn *c, uint16_t op, uint32_t flags,
+    uint32_t len)
 {
     c->forward_told = c->forwarded;
     c->owes &= (uint8_t)~PV_OWES_CREDIT_UPDATE;
@@ -346,7 +348,8 @@ static enum turn send_shutdown(struct pv_vsock *v, struct pv_conn *c)
     return turn;
 }
 
-/* Lists the data parts of up to c->batch chains in v->iov, no more bytes than credit. Returns how many chains, or -1 (none or broken). */
+/* Lists the data parts of up to c->batch chains in v->iov, no more bytes than credit. Returns how many chains, or -1
+ * (none or broken). */
 static int gather(struct pv_vsock *v, const struct pv_conn *c, unsigned *segments, size_t *room)
 {
     size_t credit = pv_conn_credit(c);

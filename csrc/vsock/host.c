@@ -2,10 +2,11 @@
  *
  * Theory of operation
  * -------------------
- * A program connects to the host listener and writes "CONNECT <port>\n". Just that line is taken from the socket (the rest
- * stays there for the guest), REQUEST goes to the guest, and when it agrees the program reads "OK <host port>\n" and then the stream. When it
- * does not agree, or not in time, the program reads end of file instead. A guest that connects to host port N reaches the Unix
- * socket "<uds_path>_N". (The "hybrid" protocol of Firecracker's docs/vsock.md.)
+ * A program connects to the host listener and writes "CONNECT <port>\n". Just that line is taken from the socket (the
+ * rest stays there for the guest), REQUEST goes to the guest, and when it agrees the program reads "OK <host port>\n"
+ * and then the stream. When it does not agree, or not in time, the program reads end of file instead. A guest that
+ * connects to host port N reaches the Unix socket "<uds_path>_N". (The "hybrid" protocol of Firecracker's
+ * docs/vsock.md.)
  */
 #include <errno.h>
 #include <stdio.h>
@@ -21,9 +22,10 @@
 #define ACCEPTS_A_TURN 64
 #define DISCARDS_MAX 256
 
-/* ---- accepting ----------------------------------------------------------------------------------------------------------- */
+/* ---- accepting --------------------------------------------------------------------------------------------------- */
 
-/* A listener that cannot be served is not waited for: it would be ready all the time. A connection that ends makes it work again. */
+/* A listener that cannot be served is not waited for: it would be ready all the time. A connection that ends makes it
+ * work again. */
 static void pause_accept(struct pv_vsock *v)
 {
     if (epoll_ctl(v->epoll_fd, EPOLL_CTL_DEL, v->host_listener.fd, NULL) == 0)
@@ -67,7 +69,7 @@ void pv_host_accept(struct pv_vsock *v, struct pv_source *source, uint32_t event
     }
 }
 
-/* ---- the handshake ------------------------------------------------------------------------------------------------------- */
+/* ---- the handshake ----------------------------------------------------------------------------------------------- */
 
 /* Takes the line from the socket and no byte more. 1: it is complete; 0: not yet; -1: too long, closed or failed. */
 static int read_line(struct pv_conn *c)
@@ -164,7 +166,7 @@ int pv_host_connect(struct pv_vsock *v, uint32_t port, int *err)
     return steal_fd(&fd);
 }
 
-/* ---- the guest's data ---------------------------------------------------------------------------------------------------- */
+/* ---- the guest's data -------------------------------------------------------------------------------------------- */
 
 static ssize_t send_some(struct pv_conn *c, const struct iovec *iov, unsigned count)
 {
@@ -182,7 +184,8 @@ static ssize_t send_some(struct pv_conn *c, const struct iovec *iov, unsigned co
     return 0;
 }
 
-/* The program takes no more: the guest is told, and what it has sent, or sends before it listens, counts as forwarded. */
+/* The program takes no more: the guest is told, and what it has sent, or sends before it listens, counts as
+ * forwarded. */
 static void give_up_writing(struct pv_vsock *v, struct pv_conn *c)
 {
     uint32_t dropped = (uint32_t)c->unsent.used;
@@ -268,7 +271,7 @@ static void drain_unsent(struct pv_vsock *v, struct pv_conn *c)
         pv_host_shut_write(v, c);
 }
 
-/* ---- events -------------------------------------------------------------------------------------------------------------- */
+/* ---- events ------------------------------------------------------------------------------------------------------ */
 
 /* The program is gone for good. Data that it left in the socket is still read, unless the guest does not want it. */
 static void on_hangup(struct pv_vsock *v, struct pv_conn *c)

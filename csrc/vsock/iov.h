@@ -1,4 +1,5 @@
-/* Scatter-gather lists: copying a few bytes out of one or into one, and cutting a piece out of one without copying data. */
+/* Scatter-gather lists: copying a few bytes out of one or into one, and cutting a piece out of one without copying
+ * data. */
 #ifndef PV_IOV_H
 #define PV_IOV_H
 
@@ -9,7 +10,9 @@
 size_t pv_iov_read(const struct iovec *iov, unsigned count, void *to, size_t len);
 size_t pv_iov_write(const struct iovec *iov, unsigned count, const void *from, size_t len);
 
-/* Writes to out the list of `len` bytes that begin `skip` bytes into iov. Returns its count: at most `max`, fewer bytes if that cuts it. */
-unsigned pv_iov_slice(const struct iovec *iov, unsigned count, size_t skip, size_t len, struct iovec *out, unsigned max);
+/* Writes to out the list of `len` bytes that begin `skip` bytes into iov. Returns its count: at most `max`, fewer
+ * bytes if that cuts it. */
+unsigned pv_iov_slice(const struct iovec *iov, unsigned count, size_t skip, size_t len, struct iovec *out,
+    unsigned max);
 
 #endif

@@ -1,4 +1,5 @@
-/* Doubly linked lists whose links lie in their members: no allocation, and a member can leave without knowing its list. */
+/* Doubly linked lists whose links lie in their members: no allocation, and a member can leave without knowing its
+ * list. */
 #ifndef PV_LIST_H
 #define PV_LIST_H
 

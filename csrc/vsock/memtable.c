@@ -32,7 +32,8 @@ static bool descs_valid(const struct pv_region_desc *descs, unsigned count)
     return true;
 }
 
-/* The file's block size is the huge page size on hugetlbfs, where offset and length of a mapping must be multiples of it. */
+/* The file's block size is the huge page size on hugetlbfs, where offset and length of a mapping must be multiples of
+ * it. */
 static uint64_t map_granule(const struct stat *st)
 {
     uint64_t granule = st->st_blksize > 4096 ? (uint64_t)st->st_blksize : 4096;
@@ -73,7 +74,8 @@ static int map_region(struct pv_region *region, const struct pv_region_desc *des
     return 0;
 }
 
-int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *descs, const int *fds, unsigned count, int *err)
+int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *descs, const int *fds, unsigned count,
+    int *err)
 {
     struct pv_memtable fresh = {0};
 

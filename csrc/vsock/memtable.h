@@ -1,8 +1,9 @@
 /* The memory table: which of the guest's memory is mapped here, and where.
  *
- * Invariants: regions never overlap in guest or in user addresses and never wrap around 2^64; each is backed by a file that was
- * at least as long when it was mapped. So an address that pv_mem_guest or pv_mem_user accepts may be dereferenced for the length they
- * give. (A front end that truncates the file later kills its own device process with SIGBUS, and nobody else's.)
+ * Invariants: regions never overlap in guest or in user addresses and never wrap around 2^64; each is backed by a file
+ * that was at least as long when it was mapped. So an address that pv_mem_guest or pv_mem_user accepts may be
+ * dereferenced for the length they give. (A front end that truncates the file later kills its own device process with
+ * SIGBUS, and nobody else's.)
  */
 #ifndef PV_MEMTABLE_H
 #define PV_MEMTABLE_H
@@ -36,7 +37,8 @@ struct pv_memtable {
 
 /* Replaces the table. fds stay the caller's. On failure the old table stays as it was.
  * Errors: EINVAL (overlap, wrap-around, zero size, misalignment, file too short, too many), and what mmap may say. */
-int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *descs, const int *fds, unsigned count, int *err);
+int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *descs, const int *fds, unsigned count,
+    int *err);
 
 void pv_memtable_clear(struct pv_memtable *table);
 

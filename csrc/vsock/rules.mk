@@ -1,5 +1,5 @@
 # The vhost-user-vsock back end. It is no program: setup.py builds it into hypervisor.vsock._vsock. Here: its tests.
-# The targets clang-check, coverage data and fuzzers use the same sources with other flags, in folders of their own.
+# The same sources are built again for each kind of test, with other flags.
 
 VSOCK_SOURCES := $(wildcard vsock/*.c)
 VSOCK_HEADERS := $(wildcard vsock/*.h common/*.h $(TESTS_DIR)/vsock/*.h)

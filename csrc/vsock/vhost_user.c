@@ -23,9 +23,8 @@
 #define PROTOCOL_REPLY_ACK (1ULL << 3)
 #define PROTOCOL_CONFIG (1ULL << 9)
 
-#define FEATURES_OFFERED                                                                                                  \
-    ((1ULL << VIRTIO_F_VERSION_1) | (1ULL << VIRTIO_RING_F_INDIRECT_DESC) | (1ULL << VIRTIO_RING_F_EVENT_IDX) | \
-     F_PROTOCOL_FEATURES)
+#define RING_FEATURES ((1ULL << VIRTIO_RING_F_INDIRECT_DESC) | (1ULL << VIRTIO_RING_F_EVENT_IDX))
+#define FEATURES_OFFERED ((1ULL << VIRTIO_F_VERSION_1) | RING_FEATURES | F_PROTOCOL_FEATURES)
 #define PROTOCOL_OFFERED (PROTOCOL_MQ | PROTOCOL_REPLY_ACK | PROTOCOL_CONFIG)
 
 enum request {
@@ -73,7 +72,8 @@ struct config_space {
     uint8_t data[256];
 } __attribute__((packed));
 
-/* vhost-user numbers are in the host's byte order. Payloads are copied out of the message, so that alignment does not matter. */
+/* vhost-user numbers are in the host's byte order. Payloads are copied out of the message, so that alignment does not
+ * matter. */
 static uint64_t payload_u64(const struct pv_fe *fe)
 {
     uint64_t value;
@@ -108,9 +108,10 @@ static void close_message_fds(struct pv_fe *fe)
     fe->fd_count = 0;
 }
 
-/* ---- replies ----------------------------------------------------------------------------------------------------------- */
+/* ---- replies ----------------------------------------------------------------------------------------------------- */
 
-/* The answer is a few hundred bytes at most; a front end that leaves no room for it does not read its answers and is given up. */
+/* The answer is a few hundred bytes at most; a front end that leaves no room for it does not read its answers and is
+ * given up. */
 static int reply(struct pv_fe *fe, const void *payload, uint32_t size)
 {
     struct pv_msg answer = {.request = fe->msg.request, .flags = FLAG_VERSION | FLAG_REPLY, .size = size};
@@ -130,7 +131,7 @@ static int reply_u64(struct pv_fe *fe, uint64_t value)
     return reply(fe, &value, sizeof(value));
 }
 
-/* ---- rings ------------------------------------------------------------------------------------------------------------- */
+/* ---- rings ------------------------------------------------------------------------------------------------------- */
 
 static void stop_ring(struct pv_fe *fe, unsigned i)
 {
@@ -190,7 +191,7 @@ void pv_fe_ring_broken(struct pv_fe *fe, unsigned i)
         return; /* nobody is there to be told */
 }
 
-/* ---- one handler per request ------------------------------------------------------------------------------------------- */
+/* ---- one handler per request ------------------------------------------------------------------------------------- */
 
 static int on_get_features(struct pv_fe *fe)
 {
@@ -454,7 +455,7 @@ static const struct handler HANDLERS[REQUEST_LIMIT] = {
     [GET_CONFIG] = {on_get_config, 12, sizeof(struct config_space), 0, true},
 };
 
-/* ---- receiving --------------------------------------------------------------------------------------------------------- */
+/* ---- receiving --------------------------------------------------------------------------------------------------- */
 
 static const struct handler *handler_of(const struct pv_fe *fe)
 {
@@ -524,7 +525,8 @@ static int receive_part(struct pv_fe *fe, uint32_t want, int *err)
         struct cmsghdr align;
     } control;
     struct iovec iov = {.iov_base = (uint8_t *)&fe->msg + fe->have, .iov_len = want - fe->have};
-    struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof(control.space)};
+    struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
+        .msg_controllen = sizeof(control.space)};
     ssize_t got = recvmsg(fe->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
     if (got < 0 && (errno == EAGAIN || errno == EINTR))

@@ -13,11 +13,12 @@
  *     any     --GET_VRING_BASE, RESET--> stopped; the answer is the next available index
  *     live    --the guest breaks it--> broken: VRING_ERR is signalled once; not live until it is stopped and started
  *
- * A pause of the VM stops the rings and starts them again where they were; a reset starts them at another index. That is how
- * the two are told apart: connections live through a pause and are dropped by a reset (`device_reset`).
+ * A pause of the VM stops the rings and starts them again where they were; a reset starts them at another index. That
+ * is how the two are told apart: connections live through a pause and are dropped by a reset (`device_reset`).
  *
- * A message that cannot be understood (version, size, descriptors) ends the connection to the front end. One that is understood but
- * refused is answered as such when the front end wanted to know (REPLY_ACK), and ends the connection when it did not.
+ * A message that cannot be understood (version, size, descriptors) ends the connection to the front end. One that is
+ * understood but refused is answered as such when the front end wanted to know (REPLY_ACK), and ends the connection
+ * when it did not.
  */
 #ifndef PV_VHOST_USER_H
 #define PV_VHOST_USER_H
@@ -78,7 +79,8 @@ void pv_fe_open(struct pv_fe *fe, int fd, uint64_t guest_cid, const struct pv_fe
 /* Stops all rings, unmaps the memory, closes every descriptor. */
 void pv_fe_close(struct pv_fe *fe);
 
-/* Receives and handles messages until there are no more. 1: go on; 0: the front end hung up; -1: it broke the protocol (*err, fe->fault). */
+/* Receives and handles messages until there are no more. 1: go on; 0: the front end hung up; -1: it broke the
+ * protocol (*err, fe->fault). */
 int pv_fe_receive(struct pv_fe *fe, int *err);
 
 bool pv_fe_ring_live(const struct pv_fe *fe, unsigned ring);

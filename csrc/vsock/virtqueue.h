@@ -2,16 +2,16 @@
  *
  * Theory of operation
  * -------------------
- * The device *peeks* at available chains without taking them, does its work in the guest's memory, and then *takes* a chain,
- * which puts it in the used ring. Nothing is held between two turns of the event loop: every chain before last_avail is
- * used, so a ring may be stopped at any moment and its position is just one index.
+ * The device *peeks* at available chains without taking them, does its work in the guest's memory, and then *takes* a
+ * chain, which puts it in the used ring. Nothing is held between two turns of the event loop: every chain before
+ * last_avail is used, so a ring may be stopped at any moment and its position is just one index.
  *
- * The guest may write to all of it at any time. So each descriptor is copied once and only the copy is looked at, an index
- * is never trusted to be in range, and a chain cannot be longer than the queue. What breaks a rule breaks the ring: it is never looked
- * at again until it is set up anew (`fault` says why, in a word or two).
+ * The guest may write to all of it at any time. So each descriptor is copied once and only the copy is looked at, an
+ * index is never trusted to be in range, and a chain cannot be longer than the queue. What breaks a rule breaks the
+ * ring: it is never looked at again until it is set up anew (`fault` says why, in a word or two).
  *
- * Used entries are written as chains are taken, but the index that shows them is published once per batch by pv_vq_publish, which also
- * says whether the guest wants an interrupt.
+ * Used entries are written as chains are taken, but the index that shows them is published once per batch by
+ * pv_vq_publish, which also says whether the guest wants an interrupt.
  */
 #ifndef PV_VIRTQUEUE_H
 #define PV_VIRTQUEUE_H
@@ -52,14 +52,16 @@ struct pv_chain {
     struct iovec iov[PV_CHAIN_MAX];
 };
 
-/* Translates the ring's addresses; to be called after any of num, addresses or memory table changed. False: not all mapped or misaligned. */
+/* Translates the ring's addresses; to be called after any of num, addresses or memory table changed. False: not all
+ * mapped or misaligned. */
 bool pv_vq_map(struct pv_vq *vq, const struct pv_memtable *mem);
 void pv_vq_unmap(struct pv_vq *vq);
 
 /* Begins at available index `base`. The ring must be mapped. */
 void pv_vq_start(struct pv_vq *vq, uint16_t base);
 
-/* Looks at the chain `ahead` places after the next one. 1: *chain is filled; 0: there is none; -1: the ring is broken now. */
+/* Looks at the chain `ahead` places after the next one. 1: *chain is filled; 0: there is none; -1: the ring is broken
+ * now. */
 int pv_vq_peek(struct pv_vq *vq, const struct pv_memtable *mem, unsigned ahead, struct pv_chain *chain);
 
 /* Takes the next chain and uses it, with `written` bytes written to it. It must have been peeked at. */
@@ -68,7 +70,8 @@ void pv_vq_take(struct pv_vq *vq, const struct pv_chain *chain, uint32_t written
 /* Shows the guest what was used since the last call. True: the guest wants an interrupt. */
 bool pv_vq_publish(struct pv_vq *vq);
 
-/* Asks the guest for a kick when it next adds a chain. True: one was added meanwhile, so no kick may come; look again. */
+/* Asks the guest for a kick when it next adds a chain. True: one was added meanwhile, so no kick may come; look
+ * again. */
 bool pv_vq_enable_kicks(struct pv_vq *vq);
 void pv_vq_disable_kicks(struct pv_vq *vq);
 

@@ -2,8 +2,8 @@
  *
  * Public interface; everything else in this folder is private to it. docs/vsock.md is the page about it.
  *
- * Errors: functions that can fail return 0 or -1 and store a positive errno in *err. Nothing is printed and nothing aborts;
- * what a guest or a front end did wrong is counted (pv_vsock_stats) and named (pv_vsock_fault).
+ * Errors: functions that can fail return 0 or -1 and store a positive errno in *err. Nothing is printed and nothing
+ * aborts; what a guest or a front end did wrong is counted (pv_vsock_stats) and named (pv_vsock_fault).
  * Threads: one thread calls pv_vsock_run; pv_vsock_stop, pv_vsock_stats and pv_vsock_fault may be called from any.
  */
 #ifndef PV_VSOCK_H
@@ -18,11 +18,13 @@ struct pv_vsock_config {
     int listen_fd;                /* listening Unix socket for the vhost-user front end (QEMU); -1: none */
     int frontend_fd;              /* a socket already connected to the front end; -1: none. One of the two is needed. */
     int host_listener_fd;         /* listening Unix socket for the host's programs ("CONNECT <port>\n"); -1: none */
-    const char *uds_path;         /* a guest's connection to port N goes to the Unix socket "<uds_path>_N"; NULL: refused */
+    /* a guest's connection to port N goes to the Unix socket "<uds_path>_N"; NULL: refused */
+    const char *uds_path;
     uint64_t guest_cid;           /* 3 .. 2^32 - 2 */
     uint32_t max_connections;     /* 2048: both directions, those being closed included */
     uint32_t window_bytes;        /* 262144: the most that a guest may have in flight on one connection */
-    uint64_t buffer_budget_bytes; /* 256 MiB: the sum of all windows promised; new connections get smaller windows near it */
+    /* 256 MiB: the sum of all windows promised; new connections get smaller windows near it */
+    uint64_t buffer_budget_bytes;
     uint32_t request_timeout_ms;  /* 10000: from a program's connect to the guest's answer */
     uint32_t linger_timeout_ms;   /* 10000: from full close to the guest's RST */
     uint32_t exit_on_disconnect;  /* 1: pv_vsock_run returns when the first front end goes; 0: it waits for the next */

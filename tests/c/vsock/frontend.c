@@ -27,7 +27,7 @@ enum { GET_FEATURES = 1, SET_FEATURES, SET_OWNER, SET_MEM_TABLE = 5, SET_VRING_N
        GET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR, GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES,
        SET_VRING_ENABLE = 18 };
 
-/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 void fe_init(struct fe *fe)
 {
@@ -167,9 +167,10 @@ void fe_down(struct fe *fe)
     CHECK(rmdir(fe->dir) == 0);
 }
 
-/* ---- vhost-user ---------------------------------------------------------------------------------------------------------- */
+/* ---- vhost-user -------------------------------------------------------------------------------------------------- */
 
-void fe_send(struct fe *fe, uint32_t request, uint32_t flags, const void *payload, uint32_t size, const int *fds, unsigned fd_count)
+void fe_send(struct fe *fe, uint32_t request, uint32_t flags, const void *payload, uint32_t size, const int *fds,
+    unsigned fd_count)
 {
     struct msg msg = {.request = request, .flags = flags, .size = size};
     char control[CMSG_SPACE(sizeof(int) * 16)] __attribute__((aligned(8))) = {0};
@@ -229,7 +230,8 @@ void fe_set_memory(struct fe *fe)
     struct {
         uint32_t count, padding;
         struct pv_region_desc regions[2];
-    } table = {.count = 2, .regions = {{0, FE_SPLIT, FE_USER, 0}, {FE_SPLIT, FE_RAM - FE_SPLIT, FE_USER + FE_SPLIT, FE_SPLIT}}};
+    } table = {.count = 2, .regions = {{0, FE_SPLIT, FE_USER, 0}, {FE_SPLIT, FE_RAM - FE_SPLIT, FE_USER + FE_SPLIT,
+        FE_SPLIT}}};
     int fds[2] = {fe->memfd, fe->memfd};
 
     CHECK_EQ(fe_ack(fe, SET_MEM_TABLE, &table, sizeof(table), fds, 2), 0);
@@ -283,7 +285,7 @@ void fe_wait_ring_error(struct fe *fe, unsigned ring)
     CHECK(wait_event(fe->rings[ring].err, PATIENCE_MS));
 }
 
-/* ---- the driver ---------------------------------------------------------------------------------------------------------- */
+/* ---- the driver -------------------------------------------------------------------------------------------------- */
 
 void fe_kick(struct fe *fe, unsigned i)
 {
@@ -392,7 +394,8 @@ void fe_transmit(struct fe *fe, const struct virtio_vsock_hdr *hdr, const void *
     for (unsigned i = 0; i < segments; i++) {
         uint32_t part = i + 1 == segments ? total - done : total / segments;
 
-        table[first + i] = (struct vring_desc){.addr = at + done, .len = part, .flags = i + 1 < segments ? VRING_DESC_F_NEXT : 0,
+        table[first + i] = (struct vring_desc){.addr = at + done, .len = part,
+            .flags = i + 1 < segments ? VRING_DESC_F_NEXT : 0,
                                                .next = (uint16_t)(first + i + 1)};
         done += part;
     }
@@ -438,7 +441,7 @@ void fe_expect(struct fe *fe, struct packet *packet, uint16_t op, uint32_t guest
         CHECK_EQ(packet->hdr.src_port, host_port);
 }
 
-/* ---- packets of the guest ------------------------------------------------------------------------------------------------ */
+/* ---- packets of the guest ---------------------------------------------------------------------------------------- */
 
 struct virtio_vsock_hdr fe_hdr(uint16_t op, uint32_t guest_port, uint32_t host_port)
 {
@@ -478,7 +481,7 @@ void fe_credit(struct fe *fe, uint32_t guest_port, uint32_t host_port, uint32_t 
     fe_transmit(fe, &hdr, NULL, 0, 1);
 }
 
-/* ---- programs of the host ------------------------------------------------------------------------------------------------ */
+/* ---- programs of the host ---------------------------------------------------------------------------------------- */
 
 int host_socket(struct fe *fe)
 {

@@ -1,8 +1,8 @@
 /* A vhost-user front end and a guest's driver, as small as the tests allow: no QEMU, guest RAM in a memfd.
  *
- * The guest's physical memory is one memfd, shown to the device as two regions that meet at FE_SPLIT. A guest physical address is the
- * offset into it; a user address is that plus FE_USER. The device runs in a thread of its own, the front end in the caller's.
- * Every wait here is for a descriptor, with a time limit that fails the test.
+ * The guest's physical memory is one memfd, shown to the device as two regions that meet at FE_SPLIT. A guest physical
+ * address is the offset into it; a user address is that plus FE_USER. The device runs in a thread of its own, the front
+ * end in the caller's. Every wait here is for a descriptor, with a time limit that fails the test.
  */
 #ifndef TEST_FRONTEND_H
 #define TEST_FRONTEND_H
@@ -64,7 +64,8 @@ struct packet {
     uint8_t data[65536];
 };
 
-/* Life. fe_open makes the device and its thread; fe_start connects, negotiates and starts both rings with RX buffers. */
+/* Life. fe_open makes the device and its thread; fe_start connects, negotiates and starts both rings with RX
+ * buffers. */
 void fe_init(struct fe *fe);
 void fe_open(struct fe *fe);
 void fe_connect(struct fe *fe);
@@ -73,7 +74,8 @@ void fe_up(struct fe *fe); /* all of the above */
 void fe_down(struct fe *fe);
 
 /* vhost-user. */
-void fe_send(struct fe *fe, uint32_t request, uint32_t flags, const void *payload, uint32_t size, const int *fds, unsigned fd_count);
+void fe_send(struct fe *fe, uint32_t request, uint32_t flags, const void *payload, uint32_t size, const int *fds,
+    unsigned fd_count);
 uint64_t fe_ask(struct fe *fe, uint32_t request);
 uint64_t fe_ack(struct fe *fe, uint32_t request, const void *payload, uint32_t size, const int *fds, unsigned fd_count);
 uint32_t fe_receive(struct fe *fe, void *payload, uint32_t size);

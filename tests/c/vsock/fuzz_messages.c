@@ -1,5 +1,6 @@
-/* Fuzz target: what a hostile front end says. Input: messages, each a request byte, a flags byte, a size byte, a descriptor byte and the
- * payload; or raw bytes. They are received by the protocol's own code, without the event loop. */
+/* Fuzz target: what a hostile front end says. Input: messages, each a request byte, a flags byte, a size byte, a
+ * descriptor byte and the payload; or raw bytes. They are received by the protocol's own code, without the event loop.
+ * */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>

@@ -1,4 +1,5 @@
-/* Fuzz target: what a hostile guest puts into its rings. One turn of the device is run by hand after each step of the input, in this thread.
+/* Fuzz target: what a hostile guest puts into its rings. One turn of the device is run by hand after each step of the
+ * input, in this thread.
  *
  * Input: steps, each an operation byte and its arguments. A packet's ports are from a small set, so that the fuzzer
  * reaches connections that are there; ring memory is also written raw.
@@ -23,7 +24,8 @@ void test_register(struct test *test)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { RAM = 1 << 20, RX_DESC = 0, RX_AVAIL = 0x1000, RX_USED = 0x2000, TX_DESC = 0x3000, TX_AVAIL = 0x4000, TX_USED = 0x5000,
+enum { RAM = 1 << 20, RX_DESC = 0, RX_AVAIL = 0x1000, RX_USED = 0x2000, TX_DESC = 0x3000, TX_AVAIL = 0x4000,
+    TX_USED = 0x5000,
        NUM = 16, RX_BUFFERS = 0x10000, TX_BUFFERS = 0x40000, PROGRAMS = 4 };
 
 static uint8_t *ram;

@@ -1,12 +1,14 @@
-/* The guest of tests/integration/test_vsock.py and tools/bench/vsock.py: a static /init that serves raw AF_VSOCK, without the agent.
+/* The guest of tests/integration/test_vsock.py and tools/bench/vsock.py: a static /init that serves raw AF_VSOCK,
+ * without the agent.
  *
  * port 7   echoes, every connection in one process
  * port 9   takes numbered blocks until the end of file, answers "<bytes> <bad blocks>\n"
  * port 19  reads "<count>\n", sends so many numbered blocks, shuts its sending side, waits for the end
- * port 20  reads "<port>\n", connects to that port of CID 2, answers "connected\n" or "failed <errno>\n", then echoes there
- * port 21  accepts and never reads
+ * port 20  reads "<port>\n", connects to that port of CID 2, answers "connected\n" or "failed <errno>\n", then echoes
+ * there port 21  accepts and never reads
  *
- * A block is 1 MiB of a fixed pseudo-random sequence, its first 8 bytes replaced by its number: a byte lost, doubled or swapped shows.
+ * A block is 1 MiB of a fixed pseudo-random sequence, its first 8 bytes replaced by its number: a byte lost, doubled or
+ * swapped shows.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -74,7 +76,7 @@ static uint64_t read_number(int fd)
     return read(fd, line, sizeof(line) - 1) > 0 ? strtoull(line, NULL, 10) : 0;
 }
 
-/* ---- what each port does ------------------------------------------------------------------------------------------------- */
+/* ---- what each port does ----------------------------------------------------------------------------------------- */
 
 static void take_blocks(int fd)
 {
@@ -133,7 +135,7 @@ static void never_read(int fd)
     pause();
 }
 
-/* ---- serving ------------------------------------------------------------------------------------------------------------- */
+/* ---- serving ----------------------------------------------------------------------------------------------------- */
 
 static int listen_on(unsigned port)
 {
@@ -195,7 +197,7 @@ static void serve_echo(unsigned port)
     }
 }
 
-/* ---- start --------------------------------------------------------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------------------------------------------------- */
 
 static void load_modules(void)
 {

@@ -1,4 +1,5 @@
-/* A test is a function that returns when all is well and dies in CHECK when not; TEST registers it with the runner (test_main.c). */
+/* A test is a function that returns when all is well and dies in CHECK when not; TEST registers it with the runner
+ * (test_main.c). */
 #ifndef TEST_HARNESS_H
 #define TEST_HARNESS_H
 

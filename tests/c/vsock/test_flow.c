@@ -1,4 +1,5 @@
-/* Flow: credit both ways, back-pressure with bounded memory, wrap-around of ring indices, many connections, no busy loop. */
+/* Flow: credit both ways, back-pressure with bounded memory, wrap-around of ring indices, many connections, no busy
+ * loop. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -177,7 +178,8 @@ TEST(guest_without_credit_gets_nothing_until_it_gives_some)
     fe_down(&fe);
 }
 
-/* A program that does not read: the device holds a window of its data and no more, other connections go on, and nothing is lost. */
+/* A program that does not read: the device holds a window of its data and no more, other connections go on, and
+ * nothing is lost. */
 TEST(stalled_program_costs_one_window)
 {
     struct fe fe;

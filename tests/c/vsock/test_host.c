@@ -1,4 +1,5 @@
-/* The host's side: the CONNECT line in every shape, and programs that come, go and crowd. Also the parts below, by themselves. */
+/* The host's side: the CONNECT line in every shape, and programs that come, go and crowd. Also the parts below, by
+ * themselves. */
 #include <errno.h>
 #include <stddef.h>
 #include <string.h>
@@ -173,7 +174,8 @@ TEST(sendbuf_is_a_queue_that_grows_and_wraps)
 
     for (unsigned round = 0; round < 500; round++) {
         size_t len = 1 + round * 37 % sizeof(data), room = LIMIT - buf.used;
-        struct iovec iov[3] = {{data, len / 3}, {data + len / 3, 1}, {data + len / 3 + 1, len - len / 3 - 1}}, pieces[2];
+        struct iovec iov[3] = {{data, len / 3}, {data + len / 3, 1}, {data + len / 3 + 1, len - len / 3 - 1}},
+            pieces[2];
 
         if (len <= room && len > 3) {
             pattern(data, len, in);

@@ -358,7 +358,8 @@ TEST(second_response_resets)
 
 TEST(packets_for_no_connection_are_reset_but_rst_is_not)
 {
-    static const uint16_t ops[] = {RESPONSE, SHUTDOWN, RW, VIRTIO_VSOCK_OP_CREDIT_UPDATE, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 99};
+    static const uint16_t ops[] = {RESPONSE, SHUTDOWN, RW, VIRTIO_VSOCK_OP_CREDIT_UPDATE,
+        VIRTIO_VSOCK_OP_CREDIT_REQUEST, 99};
     struct fe fe;
     struct packet p;
 
@@ -505,12 +506,14 @@ TEST(strays_wait_for_room_and_none_is_lost)
     fe_init(&fe);
     fe.rx_num = 4;
     fe_up(&fe);
-    /* More answers than the queue of strays holds, while nobody takes them: the device must stop reading, not forget. */
+    /* More answers than the queue of strays holds, while nobody takes them: the device must stop reading, not
+     * forget. */
     unsigned sent = 0;
     for (unsigned taken = 0; taken < COUNT; taken++) {
         struct fe_ring *tx = &fe.rings[FE_TX];
 
-        while (sent < COUNT && (uint16_t)(tx->avail_idx - __atomic_load_n(&tx->used->idx, __ATOMIC_ACQUIRE)) < tx->num / 4 - 1)
+        while (sent < COUNT && (uint16_t)(tx->avail_idx - __atomic_load_n(&tx->used->idx,
+            __ATOMIC_ACQUIRE)) < tx->num / 4 - 1)
             fe_op(&fe, RW, 1000 + sent++, 5);
         fe_expect(&fe, &p, RST, 1000 + taken, 5);
     }

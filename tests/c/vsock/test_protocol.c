@@ -12,8 +12,10 @@
 #include "harness.h"
 #include "vsock/memtable.h"
 
-enum { GET_FEATURES = 1, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE, SET_LOG_BASE, SET_VRING_NUM = 8, SET_VRING_ADDR,
-       SET_VRING_BASE, GET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR, GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES,
+enum { GET_FEATURES = 1, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE, SET_LOG_BASE, SET_VRING_NUM = 8,
+    SET_VRING_ADDR,
+       SET_VRING_BASE, GET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR, GET_PROTOCOL_FEATURES,
+           SET_PROTOCOL_FEATURES,
        GET_QUEUE_NUM, SET_VRING_ENABLE, GET_CONFIG = 24 };
 
 #define RST VIRTIO_VSOCK_OP_RST
@@ -114,33 +116,52 @@ TEST(messages_that_make_no_sense_end_the_connection)
         {.fault = "vhost-user: request that is not supported", .request = 0, .flags = 1},
         {.fault = "vhost-user: request that is not supported", .request = SET_LOG_BASE, .flags = 1, .size = 16},
         {.fault = "vhost-user: request that is not supported", .request = UINT32_MAX, .flags = 1},
-        {.fault = "vhost-user: features that were not offered", .request = SET_FEATURES, .flags = 1, .size = 8, .payload = {1}},
-        {.fault = "vhost-user: protocol features that were not offered", .request = SET_PROTOCOL_FEATURES, .flags = 1, .size = 8,
+        {.fault = "vhost-user: features that were not offered", .request = SET_FEATURES, .flags = 1, .size = 8,
+            .payload = {1}},
+        {.fault = "vhost-user: protocol features that were not offered", .request = SET_PROTOCOL_FEATURES, .flags = 1,
+            .size = 8,
          .payload = {2}},
-        {.fault = "vhost-user: memory table of a bad size", .request = SET_MEM_TABLE, .flags = 1, .size = 8, .payload = {9}},
-        {.fault = "vhost-user: memory table of a bad size", .request = SET_MEM_TABLE, .flags = 1, .size = 8, .payload = {1}, .fds = 1},
-        {.fault = "vhost-user: memory table with missing or spare descriptors", .request = SET_MEM_TABLE, .flags = 1, .size = 40,
+        {.fault = "vhost-user: memory table of a bad size", .request = SET_MEM_TABLE, .flags = 1, .size = 8,
+            .payload = {9}},
+        {.fault = "vhost-user: memory table of a bad size", .request = SET_MEM_TABLE, .flags = 1, .size = 8,
+            .payload = {1}, .fds = 1},
+        {.fault = "vhost-user: memory table with missing or spare descriptors", .request = SET_MEM_TABLE, .flags = 1,
+            .size = 40,
          .payload = {1}},
-        {.fault = "vhost-user: memory table that cannot be mapped", .request = SET_MEM_TABLE, .flags = 1, .size = 40, .payload = {1},
+        {.fault = "vhost-user: memory table that cannot be mapped", .request = SET_MEM_TABLE, .flags = 1, .size = 40,
+            .payload = {1},
          .fds = 1},
-        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_NUM, .flags = 1, .size = 8, .payload = {3, 0, 0, 0, 64}},
-        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_BASE, .flags = 1, .size = 8, .payload = {3}},
-        {.fault = "vhost-user: ring index out of range", .request = GET_VRING_BASE, .flags = 1, .size = 8, .payload = {3}},
-        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_ADDR, .flags = 1, .size = 40, .payload = {3}},
-        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_ENABLE, .flags = 1, .size = 8, .payload = {3}},
-        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_KICK, .flags = 1, .size = 8, .payload = {3}},
-        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_CALL, .flags = 1, .size = 8, .payload = {3}, .fds = 1},
-        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_ERR, .flags = 1, .size = 8, .payload = {3}, .fds = 1},
+        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_NUM, .flags = 1, .size = 8,
+            .payload = {3, 0, 0, 0, 64}},
+        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_BASE, .flags = 1, .size = 8,
+            .payload = {3}},
+        {.fault = "vhost-user: ring index out of range", .request = GET_VRING_BASE, .flags = 1, .size = 8,
+            .payload = {3}},
+        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_ADDR, .flags = 1, .size = 40,
+            .payload = {3}},
+        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_ENABLE, .flags = 1, .size = 8,
+            .payload = {3}},
+        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_KICK, .flags = 1, .size = 8,
+            .payload = {3}},
+        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_CALL, .flags = 1, .size = 8,
+            .payload = {3}, .fds = 1},
+        {.fault = "vhost-user: ring index out of range", .request = SET_VRING_ERR, .flags = 1, .size = 8,
+            .payload = {3}, .fds = 1},
         {.fault = "vhost-user: missing or spare descriptor", .request = SET_VRING_KICK, .flags = 1, .size = 8},
-        {.fault = "vhost-user: missing or spare descriptor", .request = SET_VRING_CALL, .flags = 1, .size = 8, .payload = {0, 1}, .fds = 1},
-        {.fault = "vhost-user: rings without a kick descriptor (polling) are not supported", .request = SET_VRING_KICK, .flags = 1,
+        {.fault = "vhost-user: missing or spare descriptor", .request = SET_VRING_CALL, .flags = 1, .size = 8,
+            .payload = {0, 1}, .fds = 1},
+        {.fault = "vhost-user: rings without a kick descriptor (polling) are not supported",
+            .request = SET_VRING_KICK, .flags = 1,
          .size = 8, .payload = {0, 1}},
-        {.fault = "vhost-user: kick descriptor cannot be waited for", .request = SET_VRING_KICK, .flags = 1, .size = 8, .fds = 1},
+        {.fault = "vhost-user: kick descriptor cannot be waited for", .request = SET_VRING_KICK, .flags = 1,
+            .size = 8, .fds = 1},
         {.fault = "vhost-user: size of a running ring changed", .request = SET_VRING_NUM, .flags = 1, .size = 8,
          .payload = {0, 0, 0, 0, 64}},
         {.fault = "vhost-user: bad ring base", .request = SET_VRING_BASE, .flags = 1, .size = 8},
-        {.fault = "vhost-user: running ring moved outside of the memory table", .request = SET_VRING_ADDR, .flags = 1, .size = 40},
-        {.fault = "vhost-user: configuration space read out of range", .request = GET_CONFIG, .flags = 1, .size = 12 + 8,
+        {.fault = "vhost-user: running ring moved outside of the memory table", .request = SET_VRING_ADDR, .flags = 1,
+            .size = 40},
+        {.fault = "vhost-user: configuration space read out of range", .request = GET_CONFIG, .flags = 1,
+            .size = 12 + 8,
          .payload = {1, 0, 0, 0, 8}},
         {.fault = "vhost-user: configuration space read out of range", .request = GET_CONFIG, .flags = 1, .size = 12,
          .payload = {0, 0, 0, 0, 8}},
@@ -266,7 +287,8 @@ TEST(connections_live_through_a_pause)
     fe_down(&fe);
 }
 
-/* A reboot: the rings begin anew, the old connections are gone, a program that waits for its turn is served by the new guest. */
+/* A reboot: the rings begin anew, the old connections are gone, a program that waits for its turn is served by the
+ * new guest. */
 TEST(guest_reset_ends_all_connections)
 {
     struct fe fe;
@@ -355,7 +377,7 @@ TEST(ring_started_outside_of_memory_is_refused)
     fe_down(&fe);
 }
 
-/* ---- rings broken by the guest ------------------------------------------------------------------------------------------- */
+/* ---- rings broken by the guest ----------------------------------------------------------------------------------- */
 
 static void check_broken(struct fe *fe, unsigned ring, const char *fault)
 {
@@ -516,7 +538,7 @@ TEST(broken_ring_works_again_after_a_restart)
     fe_down(&fe);
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 TEST(device_ends_with_its_front_end_if_asked)
 {
@@ -584,7 +606,7 @@ TEST(bad_configurations_are_refused)
     pv_vsock_destroy(NULL);
 }
 
-/* ---- the memory table by itself ------------------------------------------------------------------------------------------ */
+/* ---- the memory table by itself ---------------------------------------------------------------------------------- */
 
 TEST(memory_table_refuses_what_it_must)
 {
@@ -602,7 +624,8 @@ TEST(memory_table_refuses_what_it_must)
         {{0, 0x1000, 0, 0xf001}},
     };
     static const struct pv_region_desc overlap[2] = {{0, 0x2000, FE_USER, 0}, {0x1fff, 0x1000, FE_USER + 0x4000, 0}};
-    static const struct pv_region_desc user_overlap[2] = {{0, 0x2000, FE_USER, 0}, {0x2000, 0x1000, FE_USER + 0x1fff, 0}};
+    static const struct pv_region_desc user_overlap[2] = {{0, 0x2000, FE_USER, 0}, {0x2000, 0x1000, FE_USER + 0x1fff,
+        0}};
 
     CHECK(ftruncate(memfd, 0x10000) == 0);
     CHECK(pv_memtable_set(&table, good, fds, 2, &err) == 0);
