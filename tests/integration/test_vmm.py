@@ -6,14 +6,17 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_vm import IMAGE_DISK, AgentVm, make_image
 from tiny_guest import AGAIN, HALT, POWER_OFF, RESET, tiny_guest
 
 from hypervisor.agent import wire
@@ -465,6 +468,39 @@ async def agent_hello(address: VsockAddress) -> dict[str, Any]:
     return answer
 
 
+async def start_linux(bench: Bench, image: Path) -> tuple[RunningVm, AgentVm]:
+    """A guest whose agent is set up, with `image` as its one image disk."""
+    disks = (ImageDisk(serial=IMAGE_DISK, path=image),)
+    plan = bench.plan(
+        GuestImage.load(),
+        memory_bytes=256 * MIB,
+        net="user",
+        image_disks=disks,
+        data_disk=DataDisk(size_bytes=64 * MIB),
+    )
+    vm = await bench.start(plan, agent_hello)
+    agent = AgentVm(plan.files.vmx, None)  # type: ignore[arg-type]
+    await asyncio.to_thread(agent.setup)
+    return vm, agent
+
+
+def fill(path: Path, *, leave: int) -> None:
+    """Take all of the file system but `leave` bytes."""
+    host = os.statvfs(path.parent)
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, host.f_bavail * host.f_frsize - leave)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 200 MiB with a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="hvt-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m,mode=711", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+
+
 @pytest.mark.slow
 async def test_linux_boots_to_the_agent(bench: Bench) -> None:
     answers = []
@@ -498,3 +534,41 @@ def test_directory_names_are_stable() -> None:
     """`hv` and people look for these."""
     files = VmDirectory(Path("/vm"))
     assert [p.name for p in (files.console_log, files.qemu_log, files.disk)] == ["console.log", "qemu.log", "disk.img"]
+
+
+@pytest.mark.slow
+@pytest.mark.root
+async def test_a_full_host_stops_the_guest_until_there_is_space(tmp_path: Path, small_disk: Path) -> None:
+    image = await asyncio.to_thread(make_image, tmp_path / "busybox.erofs")
+    async with make_bench(small_disk) as bench:
+        vm, agent = await start_linux(bench, image)
+        await asyncio.to_thread(agent.start, "c", "sleep", "1000")
+        ballast = small_disk / "ballast"
+        await asyncio.to_thread(fill, ballast, leave=4 * MIB)
+        writing = asyncio.ensure_future(
+            asyncio.to_thread(agent.run, "c", "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=32", "conv=fsync")
+        )
+        while await vm.status() != "io-error":
+            assert not writing.done()
+            await asyncio.sleep(0.05)
+        ballast.unlink()
+        await vm.resume()
+        assert (await writing).code == 0
+        assert await vm.status() == "running"
+
+
+@pytest.mark.slow
+async def test_user_network_works_confined_and_the_agent_powers_off(bench: Bench, tmp_path: Path) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello from the host\n")
+        writer.close()
+
+    image = await asyncio.to_thread(make_image, tmp_path / "busybox.erofs")
+    vm, agent = await start_linux(bench, image)
+    await asyncio.to_thread(agent.start, "c", "sleep", "1000")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        said = await asyncio.to_thread(agent.run, "c", "nc", "-w", "5", "10.0.2.2", str(port))
+    assert said.out == b"hello from the host\n", said.err
+    report = await vm.stop(lambda: asyncio.to_thread(agent.call, "shutdown", grace_s=1))
+    assert (report.step, report.death.cause) == ("agent", "stopped")

@@ -17,8 +17,6 @@ from hypervisor.vmm.capabilities import QEMU_NAME, find_program
 from hypervisor.vmm.directory import VmDirectory
 from hypervisor.vmm.qmp import EVENT_BACKLOG, Qmp, QmpEvent
 
-pytestmark = pytest.mark.qemu
-
 
 class Machine:
     def __init__(self, process: subprocess.Popen[bytes], socket: Path) -> None:
