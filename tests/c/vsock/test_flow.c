@@ -192,20 +192,18 @@ TEST(stalled_program_costs_one_window)
     int fd = host_open(&fe, 1024, &port);
     uint32_t window = 1 << 18, forwarded = 0;
 
-    while (sent - forwarded + CHUNK <= window) {
-        pattern(data, CHUNK, sent);
-        fe_data(&fe, 1024, port, data, CHUNK);
-        sent += CHUNK;
-        if (sent - forwarded + CHUNK <= window)
+    while (fe_stats(&fe).buffered_bytes + CHUNK <= window) {
+        if (sent - forwarded + CHUNK <= window) {
+            pattern(data, CHUNK, sent);
+            fe_data(&fe, 1024, port, data, CHUNK);
+            sent += CHUNK;
             continue;
-        fe_op(&fe, CREDIT_REQUEST, 1024, port); /* window full, as far as told: look whether more went on meanwhile */
-        do
-            fe_take(&fe, &p);
-        while (p.hdr.fwd_cnt == forwarded && p.hdr.op != CREDIT_UPDATE);
+        }
+        fe_op(&fe, CREDIT_REQUEST, 1024, port); /* as far as told the window is full: ask whether more went on */
+        fe_expect(&fe, &p, CREDIT_UPDATE, 1024, port);
         forwarded = p.hdr.fwd_cnt;
     }
     CHECK(fe_stats(&fe).buffered_bytes <= window);
-    CHECK(fe_stats(&fe).buffered_bytes > window - CHUNK);
     int fd2 = host_open(&fe, 1025, &other);
 
     fe_data(&fe, 1025, other, "alive", 5);
@@ -398,7 +396,8 @@ TEST(windows_shrink_with_the_budget_and_then_connects_are_refused)
     fe.config.buffer_budget_bytes = 1 << 20;
     fe_up(&fe);
     for (;; opened++) {
-        fds[opened] = host_ask(&fe, 1);
+        fds[opened] = host_socket(&fe);
+        send(fds[opened], "CONNECT 1\n", 10, MSG_NOSIGNAL); /* fails where the device has closed it already */
         struct pollfd refused = {.fd = fds[opened], .events = POLLIN};
 
         while (!fe_try_take(&fe, &p))
