@@ -11,11 +11,31 @@ What callers need is here; ``docs/images.md`` tells the whole story. From the bo
     locks, catalog, store               what is kept, and the service itself
 """
 
-from hypervisor.images.credentials import Credentials, login, logout
-from hypervisor.images.model import Image, ImageConfig, Limits, Platform, Progress, ProgressEvent
-from hypervisor.images.policy import PullPolicy
-from hypervisor.images.reference import Reference
-from hypervisor.images.store import ImageStore, Lease
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hypervisor.images.credentials import Credentials, login, logout
+    from hypervisor.images.model import Image, ImageConfig, Limits, Platform, Progress, ProgressEvent
+    from hypervisor.images.policy import PullPolicy
+    from hypervisor.images.reference import Reference
+    from hypervisor.images.store import ImageStore, Lease
+
+_HOMES = {
+    "Credentials": "credentials",
+    "Image": "model",
+    "ImageConfig": "model",
+    "ImageStore": "store",
+    "Lease": "store",
+    "Limits": "model",
+    "Platform": "model",
+    "Progress": "model",
+    "ProgressEvent": "model",
+    "PullPolicy": "policy",
+    "Reference": "reference",
+    "login": "credentials",
+    "logout": "credentials",
+}
 
 __all__ = [
     "Credentials",
@@ -32,3 +52,10 @@ __all__ = [
     "login",
     "logout",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the worker and the CLI must not pay for asyncio and all that the store needs."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -153,11 +153,11 @@ class ByteStream:
         :raises InvalidInput: the stream ends before
         """
         at = self._at
-        if at + count <= len(self._buffer):
+        if 0 <= count <= len(self._buffer) - at:
             self._at = at + count
             return self._buffer[at : at + count]
         pieces = []
-        while count:
+        while count > 0:
             pieces.append(self.read_some(count))
             count -= len(pieces[-1])
         return b"".join(pieces)
@@ -181,7 +181,7 @@ class ByteStream:
 
     def skip(self, count: int) -> None:
         """Pass over ``count`` bytes."""
-        while count:
+        while count > 0:
             count -= len(self.read_some(count))
 
     def drain(self) -> str:
@@ -264,4 +264,4 @@ def _size(count: int) -> str:
         if value < 1024:
             break
         value, unit = value / 1024, larger
-    return f"{value:.3g} {unit}"
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"

@@ -171,7 +171,7 @@ class TarReader:
 
     def _extended(self, header: bytes) -> bytes:
         size = _number(header[124:136], "size")
-        if size > self._header_limit:
+        if not 0 <= size <= self._header_limit:
             raise InvalidInput(f"a tar header of {size} bytes; the limit is {self._header_limit}")
         data = self._stream.read(size)
         self._stream.skip(-size % BLOCK)

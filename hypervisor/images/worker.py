@@ -51,10 +51,14 @@ def _say_progress(event: ProgressEvent) -> None:
     _say(progress=dataclasses.asdict(event))
 
 
+def _die_with_parent() -> None:
+    """Whoever started this wants no result any more once it is dead; what lies half-built is swept by the next one."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> int:
     """Do the job on stdin."""
-    # Whoever started this wants no result any more once it is dead; what lies half-built is swept by the next one.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _die_with_parent()
     try:
         run(decode(sys.stdin.buffer.read()), _say_progress)
         _say(done=True)

@@ -92,6 +92,14 @@ HOSTILE_LAYERS: dict[str, tuple[bytes, str]] = {
     "device number": (LayerTar(tarfile.GNU_FORMAT).device("d", tarfile.CHRTYPE, 4096, 0).bytes(), r"device number"),
     "unknown type": (raw_header(at156=b"Z"), r"unknown type b'Z'"),
     "negative size": (raw_header(at124=b"\xff" * 12), r"negative size"),
+    "negative size of a long name": (raw_header(at124=b"\xff" * 12, at156=b"L"), r"tar header of -1 bytes"),
+    "negative size of a pax header": (raw_header(at124=b"\xff" * 11 + b"\0", at156=b"x"), r"tar header of -256 bytes"),
+    "negative sparse region": (
+        raw_header(at156=b"S", at257=b"ustar  \0", at386=b"\xff" * 24, at483=b"%011o\0" % 9), r"map is damaged"
+    ),
+    "negative sparse size": (
+        raw_header(at156=b"S", at257=b"ustar  \0", at483=b"\xff" * 12), r"map does not fit"
+    ),
     "negative owner": (raw_header(at108=b"\xff" * 8), r"no such owner"),
     "size is no number": (raw_header(at124=b"99999999999\0"), r"header is damaged \(size"),
     "wrong checksum": (b"x" + raw_header()[1:], r"checksum is wrong"),
