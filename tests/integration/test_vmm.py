@@ -341,6 +341,20 @@ async def test_cancelled_at_any_point(bench: Bench, milliseconds: int) -> None:
         await starting
 
 
+async def test_a_zygote_that_is_gone(bench: Bench) -> None:
+    async with Zygote.start() as gone:
+        os.kill(gone.pid, signal.SIGKILL)
+        await gone.wait_exit()
+        with pytest.raises(Unavailable, match="zygote"):
+            await start(bench.plan(tiny_guest(bench.state / "guest")), gone)
+
+
+async def test_a_lost_control_connection_is_made_anew(bench: Bench) -> None:
+    vm = await bench.tiny()
+    await vm._qmp.close()
+    assert await vm.status() == "running"
+
+
 # ---- another daemon
 # ------------------------------------------------------------------------------------------------------
 
