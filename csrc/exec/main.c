@@ -33,8 +33,10 @@ static void reset_signals(void)
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL); /* Python, the agent, ignores these two */
-    signal(SIGXFSZ, SIG_DFL);
+    /* The agent ignores several: Python SIGPIPE and SIGXFSZ, PID 1 those that would end it. Ignored stays ignored
+     * through execve, and Ctrl-C would do nothing. */
+    for (int number = 1; number <= SIGRTMAX; number++)
+        signal(number, SIG_DFL);
 }
 
 /* The child; returns an exit status only when it could not become the asked-for program. */
