@@ -77,7 +77,8 @@ async def _authenticated(request: web.Request, handler: Handler) -> web.StreamRe
 async def _in_session(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whoever reads from a pod's VM keeps it from going off for a while after the pod has ended."""
     where = request.match_info
-    if request.path.startswith("/hv/") or "pod" not in where:
+    # A watch counts: hv run watches until it has joined the streams, and would else find the VM of a quick one gone.
+    if "pod" not in where or (request.path.startswith("/hv/") and "watch" not in request.query):
         return await handler(request)
     try:
         pod = request.app[HOST].pods.get(where["namespace"], where["pod"])
