@@ -38,8 +38,10 @@ from hypervisor.images.store import ImageStore
 from hypervisor.version import __version__
 from hypervisor.vmm.config import AcceleratorWish
 
-DRAIN_S = 2.0
+DRAIN_S = 1.0
 """How long requests that are under way may go on after the daemon was asked to end."""
+MAX_REQUEST_LINE = 8 * 1024 * 1024
+"""Bytes: exec's command line is in the URL, Linux takes 2 MiB of it, and a quoted byte has three characters."""
 STARTS_PER_CPU = 2
 
 
@@ -128,7 +130,9 @@ class _Stopping:
 
 
 async def _listen(config: HostConfig, app: web.Application, static: StaticPods, stopping: _Stopping) -> None:
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=DRAIN_S)
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=DRAIN_S, max_line_size=MAX_REQUEST_LINE
+    )
     await runner.setup()
     watching = asyncio.create_task(_watch(static, stopping), name="static pods")
     try:
