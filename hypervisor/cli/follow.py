@@ -82,23 +82,6 @@ def exit_code_of(pod: Pod, container: str) -> int | None:
     return None if ended is None else int(ended.get("exitCode") or 0)
 
 
-def wait_exit(connection: Connection, namespace: str, name: str, container: str) -> int:
-    """Waits for the container's end.
-
-    :raises VmFailed: the pod failed and its container has no exit code
-    """
-    connection.set_timeout(None)
-    where = target(("hv", "v1", "pods", namespace, name), [("watch", "1")])
-    for pod in connection.call("GET", where).objects():
-        code = exit_code_of(pod, container)
-        if code is not None:
-            return code
-        reason = pods.failure(pod, container)
-        if reason is not None:
-            raise VmFailed(f"pod {name}: {reason}")
-    raise NotFound(f"pod {name} was removed before its container ended")
-
-
 def print_log(state: str, pod: Pod, container: str) -> None:
     """Prints what a container that is over wrote. A log does not tell its streams apart: all goes to our stdout."""
     metadata = pod["metadata"]

@@ -8,6 +8,7 @@ import pty
 import select
 import signal
 import subprocess
+import termios
 import time
 import uuid
 from pathlib import Path
@@ -24,6 +25,7 @@ def names(host: Host) -> list[str]:
     return host.hv("ps", "-o", "name").stdout.decode().split()
 
 
+@pytest.mark.skipif("COVERAGE_PROCESS_START" in os.environ, reason="coverage slows what is measured")
 def test_exec_is_quick(host: Host, pod: str) -> None:
     """The best of many: the machine may be busy with other tests, and the bar is about what the way itself costs."""
     taken = []
@@ -59,8 +61,6 @@ def test_terminal(host: Host, pod: str) -> None:
     leader, follower = pty.openpty()
     os.set_inheritable(follower, True)
     command = [HV, "exec", "-it", pod, "--", "sh", "-c", "tty; stty size; trap 'echo caught; exit 5' INT; sleep 60"]
-    import termios
-
     termios.tcsetwinsize(follower, (31, 97))
     with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=host.environment) as process:
         seen = b""
@@ -142,5 +142,5 @@ def test_many_at_once_start_one_daemon(fresh_host: Host) -> None:
     for process in running:
         process.communicate()
     assert codes == [0, 0, 0, 0]
-    daemons = [line for line in fresh_host.processes() if line.endswith("hostd ")]
-    assert len(daemons) == 1, daemons
+    # Those that lost the race for the lock end by themselves.
+    wait_for(lambda: sum(line.endswith("hostd ") for line in fresh_host.processes()) == 1, "one daemon is left")
