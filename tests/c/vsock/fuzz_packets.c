@@ -46,6 +46,15 @@ static uint32_t take(struct input *in, size_t bytes)
     return value;
 }
 
+static void clean_up(void)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "%s/v_1", dir);
+    unlink(path);
+    rmdir(dir);
+}
+
 static void set_up_once(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -53,6 +62,7 @@ static void set_up_once(void)
     if (ram)
         return;
     CHECK(mkdtemp(dir));
+    atexit(clean_up);
     memfd = memfd_create("guest", MFD_CLOEXEC);
     CHECK(ftruncate(memfd, RAM) == 0);
     ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
