@@ -16,32 +16,32 @@ from hypervisor.controller.paths import PodPaths
 from hypervisor.errors import ProtocolError, ResourceExhausted
 from hypervisor.introspect.agent import AgentClient
 
-MAX_ARCHIVE = 512 * 1024 * 1024
 MAX_MEMBERS = 10_000
 CONSOLE_BYTES = 1024 * 1024
 
 
-async def archive_logs(agent: AgentClient, paths: PodPaths) -> None:
+async def archive_logs(agent: AgentClient, paths: PodPaths, max_bytes: int) -> None:
     """Takes every log file out of the VM, into the pod's ``logs`` folder, all or nothing.
 
     The guest is not trusted: names, kinds and sizes in its archive are checked.
 
+    :param max_bytes: the archive may have so many; no archive of real logs has more
     :raises HvError: the agent does not answer, or sent something that is no archive of logs
     """
     with tempfile.TemporaryFile(dir=paths.directory) as file:
-        await _receive(agent, file)
+        await _receive(agent, file, max_bytes)
         await asyncio.to_thread(_unpack, file, paths)
 
 
-async def _receive(agent: AgentClient, file: IO[bytes]) -> None:
+async def _receive(agent: AgentClient, file: IO[bytes], max_bytes: int) -> None:
     size = 0
     async with agent.stream("logs.archive", {}) as stream:
         async for frame in stream.frames():
             if frame.type is not FrameType.STDOUT:
                 continue
             size += len(frame.payload)
-            if size > MAX_ARCHIVE:
-                raise ResourceExhausted(f"the pod's logs have more than {MAX_ARCHIVE} bytes")
+            if size > max_bytes:
+                raise ResourceExhausted(f"the pod's logs have more than {max_bytes} bytes")
             await asyncio.to_thread(file.write, frame.payload)
     if stream.ending is not None and stream.ending.error is not None:
         raise stream.ending.error

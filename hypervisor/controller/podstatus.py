@@ -9,7 +9,7 @@ from typing import Any
 
 from hypervisor.controller.manifest import TIMING_ANNOTATION
 from hypervisor.controller.record import ContainerRecord, Phase, PodRecord, Running, State, Terminated, Waiting
-from hypervisor.controller.spec import ContainerSpec, PodSpec, RestartPolicy
+from hypervisor.controller.spec import ContainerSpec, PodSpec, Resources, RestartPolicy
 
 GUEST_ADDRESS = "10.0.2.15"
 """Every pod's address on QEMU's user-mode network; nothing else can reach it."""
@@ -72,7 +72,7 @@ def _status(spec: PodSpec, created: float, record: PodRecord) -> dict[str, Any]:
         "conditions": _conditions(record, created),
         "startTime": rfc3339(created),
         "hostIP": "127.0.0.1",
-        "qosClass": "Burstable",
+        "qosClass": qos_class(spec),
         "containerStatuses": [_container(spec.container(c.name), c) for c in record.containers],
     }
     if record.init_containers:
@@ -84,6 +84,19 @@ def _status(spec: PodSpec, created: float, record: PodRecord) -> dict[str, Any]:
     if record.message:
         status["message"] = record.message
     return status
+
+
+def qos_class(spec: PodSpec) -> str:
+    """Kubernetes' class of a pod by its requests and limits; here only shown, since nothing is ever evicted."""
+    resources = [c.resources for c in (*spec.init_containers, *spec.containers)]
+    if all(r == Resources(disk_limit=r.disk_limit) for r in resources):
+        return "BestEffort"
+
+    def guaranteed(r: Resources) -> bool:
+        cpu = r.cpu_limit_millis is not None and r.cpu_request_millis in (None, r.cpu_limit_millis)
+        return cpu and r.memory_limit is not None and r.memory_request in (None, r.memory_limit)
+
+    return "Guaranteed" if all(map(guaranteed, resources)) else "Burstable"
 
 
 def _conditions(record: PodRecord, created: float) -> list[dict[str, Any]]:

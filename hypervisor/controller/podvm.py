@@ -54,6 +54,8 @@ from hypervisor.images.model import Image
 
 LOST_EXIT_CODE = 137
 """What Kubernetes gives a container that went away with its sandbox."""
+LOG_BYTES = 48 * 1024 * 1024
+"""More than the log files of one container can have: two instances of two files of 10 MiB, and tar around them."""
 _STRENGTH = {"run": 0, "stop": 1, "delete": 2}
 
 
@@ -166,6 +168,8 @@ class PodVm:
             return
         if machine is not None or self.paths.vm.exists():
             self._log.info("leftover VM swept", alive=machine is not None)
+        if machine is not None:
+            await machine.remove()
         await self._services.machines.sweep(self.paths.vm)
         if record.vm_up and not record.terminal:
             await self._lost(VmFailed("the VM ended while no daemon was running"))
@@ -196,7 +200,6 @@ class PodVm:
             if arguments is None or self.machine is None:
                 return
             session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
-        self._log.info("VM is up", timing=dict(self._journal.record.timing))
         await first(session.run(self._wait_stop), self._wait_killed())
         self._end_ran()
 
@@ -267,6 +270,7 @@ class PodVm:
             self._journal.update(timing=rounded(timing))
             session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
             await session.boot()
+        self._log.info("VM is up", timing=dict(self._journal.record.timing))
         self._journal.update(reason="", message="")
         return session
 
@@ -371,7 +375,8 @@ class PodVm:
         agent = self._services.connect(machine.address)
         try:
             async with asyncio.timeout(times.archive_s):
-                await archive_logs(agent, self.paths)
+                containers = len(self.pod.init_containers) + len(self.pod.containers)
+                await archive_logs(agent, self.paths, LOG_BYTES * containers)
         except (HvError, TimeoutError, OSError) as e:
             self._log.warning("logs could not be archived", error=str(e))
         with suppress(TimeoutError):

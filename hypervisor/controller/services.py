@@ -30,7 +30,7 @@ class Times:
     boot_s: float = 90.0
     agent_s: float = 15.0
     linger_s: float = 10.0
-    archive_s: float = 30.0
+    archive_s: float = 120.0
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
 
 

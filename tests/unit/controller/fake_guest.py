@@ -33,6 +33,8 @@ class Script:
     ends: dict[str, list[int | None]] = field(default_factory=dict)
     refuse: dict[str, str] = field(default_factory=dict)
     ignore_sigterm: bool = False
+    logs: bytes | None = None
+    mute: bool = False
 
 
 class FakeGuest:
@@ -47,7 +49,7 @@ class FakeGuest:
         self._connections: set[asyncio.StreamWriter] = set()
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
-        self.silent = False
+        self.silent = script.mute
 
     async def listen(self) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -179,6 +181,8 @@ class FakeGuest:
             writer.write(wire.pack_json(FrameType.EVENT, {"type": kind, "container": self.containers[name]}))
 
     def _logs_tar(self) -> bytes:
+        if self.script.logs is not None:
+            return self.script.logs
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w") as archive:
             for name in self.containers:

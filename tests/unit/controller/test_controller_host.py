@@ -18,6 +18,7 @@ from hypervisor.controller.backoff import BackoffPolicy
 from hypervisor.controller.hostfiles import announce, only_daemon, prepare, token, withdraw
 from hypervisor.controller.manifest import parse_pod
 from hypervisor.controller.paths import MAX_STATE_DIR, HostPaths, state_directory
+from hypervisor.controller.podstatus import qos_class
 from hypervisor.controller.runtime_spec import command_line, container_arguments, environment, expand, setup_arguments
 from hypervisor.controller.sizing import CONTAINER_MEMORY, GUEST_OVERHEAD, MIB, vm_size
 from hypervisor.controller.static_pods import StaticPods
@@ -248,3 +249,17 @@ def test_back_off_is_kubernetes() -> None:
         delays.append(policy.next(delays[-1], ran_s=1))
     assert delays[1:] == [0, 10, 20, 40, 80, 160, 300, 300]
     assert policy.next(300, ran_s=600) == 0
+
+
+@pytest.mark.parametrize(
+    ("resources", "result"),
+    [
+        ({}, "BestEffort"),
+        ({"limits": {"memory": "64Mi"}}, "Burstable"),
+        ({"requests": {"cpu": 1}}, "Burstable"),
+        ({"limits": {"memory": "64Mi", "cpu": 1}}, "Guaranteed"),
+        ({"limits": {"memory": "64Mi", "cpu": 1}, "requests": {"memory": "32Mi"}}, "Burstable"),
+    ],
+)
+def test_qos_class(resources: dict[str, Any], result: str) -> None:
+    assert qos_class(spec_of(resources=resources)) == result

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
+import tarfile
 from typing import Any
 
 import pytest
@@ -353,3 +356,60 @@ async def test_host_stop_removes_all_and_accepts_none(bench: Bench) -> None:
     assert list(bench.pods) == []
     with pytest.raises(Exception, match="stopping"):
         await bench.pods.create(manifest("d"))
+
+
+# ---- what the guest hands over ---------------------------------------------------------------------------------------
+
+
+def _tar(*members: tarfile.TarInfo) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for member in members:
+            archive.addfile(member)
+    return file.getvalue()
+
+
+def _member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        _tar(_member("../escaped")),
+        _tar(_member("/escaped")),
+        _tar(_member("c/../../escaped")),
+        _tar(_member("a/b/c/d/e")),
+        _tar(_member("c/0.log"), _member("c/0.log")),
+        b"no archive" * 100,
+        _tar(_member("c", tarfile.SYMTYPE, "/"), _member("c/escaped")),
+    ],
+)
+async def test_hostile_archive_of_logs_writes_nothing_outside(bench: Bench, hostile: bytes) -> None:
+    bench.machines.scripts = [Script(ends={"c": [0]}, logs=hostile)]
+    pod = await bench.create()
+    await until(pod, lambda: pod.journal.record.closed)
+    left = {p.name for p in pod.paths.directory.iterdir()} | {p.name for p in bench.paths.pods.iterdir()}
+    assert left <= {"pod.json", "status.json", "console.log", "logs", pod.paths.directory.name}
+    assert not any(p.is_symlink() for p in pod.paths.directory.rglob("*"))
+    assert "escaped" not in os.listdir("/")
+
+
+async def test_vm_left_from_a_start_that_was_cut_short_is_ended(bench: Bench) -> None:
+    bench.machines.scripts = [Script(mute=True), Script()]
+    pod = await bench.create()
+    await until(pod, lambda: pod.machine is not None)
+    await bench.restart()
+    taken = bench.pods.get("default", "p")
+    await until(taken, lambda: isinstance(state(taken), Running))
+    assert len(bench.machines.started) == 2
+    assert await bench.machines.started[0].wait_dead() == "removed"
+
+
+async def test_guest_that_never_answers(bench: Bench) -> None:
+    bench.machines.scripts = [Script(mute=True)]
+    pod = await bench.create()
+    await until(pod, lambda: pod.journal.record.closed, timeout=10)
+    assert pod.journal.record.message == ("the guest did not reach its agent within 2 s; last of the console: booting")
