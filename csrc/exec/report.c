@@ -1,4 +1,4 @@
-/* Reports to the agent: "P<pid>", "T" with the pty master beside it (SCM_RIGHTS), "E<exit code> <message>". */
+/* Reports to the agent: "P<pid>", "T" with the pty master beside it (SCM_RIGHTS), "E<exit code> <errno> <message>". */
 #include "exec.h"
 
 #include <errno.h>
@@ -49,7 +49,7 @@ int hv_report_terminal(int socket, int master, int *err)
 void hv_report_error(int socket, int code, int error, const char *format, ...)
 {
     char text[1024];
-    size_t used = (size_t)snprintf(text, sizeof text, "E%d ", code);
+    size_t used = (size_t)snprintf(text, sizeof text, "E%d %d ", code, error);
     va_list args;
     int wrote;
 

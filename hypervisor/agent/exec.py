@@ -5,7 +5,7 @@ Theory of operation
 ::
 
     SPAWNED   hv-exec runs; it has a request (memfd), a report socket and the process's streams
-    REPORTED  "P<pid>": the new process exists, is our child, and will execute or say why not ("E<code> message");
+    REPORTED  "P<pid>": the new process exists, is our child, and will execute or say why not ("E<code> <errno> <message>");
               with a terminal its master has come before ("T")
     RUNNING   RESPONSE sent; output is pumped, input is consumed
     ENDED     its status is known; what is in the pipes is delivered; END sent
@@ -17,6 +17,7 @@ of file, SIGPIPE or, on a terminal, SIGHUP. It is not killed; the reaper takes i
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -29,7 +30,7 @@ from typing import Any
 from . import wire
 from .container import Container
 from .engine import Engine
-from .errors import INTERNAL, INVALID, NOT_FOUND, AgentError, invalid
+from .errors import CONFLICT, EXHAUSTED, INTERNAL, INVALID, NOT_FOUND, AgentError, invalid
 from .exec_request import ExecRequest, encode
 from .fields import Fields, check_command
 from .launch import spawn
@@ -103,9 +104,8 @@ class Report:
         if kind == b"P":
             self._pid = int(text)
         elif kind == b"E":
-            code, _, message = text.partition(" ")
-            reason = NOT_FOUND if code == "127" else INVALID
-            self.error = AgentError(reason, message, exit_code=int(code))
+            code, error, message = text.split(" ", 2)
+            self.error = AgentError(_reason(int(code), int(error)), message, exit_code=int(code))
         if self._pid and (not self._tty or self.master >= 0) and not self.ready.done():
             self.ready.set_result(self._pid)
 
@@ -118,6 +118,15 @@ class Report:
             self.ready.set_result(self._pid)
         else:
             self.ready.set_exception(self.error or AgentError(INTERNAL, "hv-exec ended and said nothing"))
+
+
+def _reason(code: int, error: int) -> str:
+    """hv-exec's exit code and errno as a word of the protocol."""
+    if code == 127:
+        return NOT_FOUND
+    if error in (errno.EAGAIN, errno.ENOMEM):
+        return EXHAUSTED
+    return CONFLICT if error == errno.ESRCH else INVALID
 
 
 class Process:

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import storage
@@ -185,7 +186,8 @@ def configure_network(network: Network) -> None:
         fcntl.ioctl(s, _SIOCSIFNETMASK, struct.pack("16s16s8x", name, _sockaddr(network.netmask)))
         fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", name, _IFF_UP_RUNNING))
         if network.gateway is not None:
-            fcntl.ioctl(s, _SIOCADDRT, _default_route(network.gateway))
+            with suppress(FileExistsError):  # setup is being repeated
+                fcntl.ioctl(s, _SIOCADDRT, _default_route(network.gateway))
 
 
 def name_files(settings: Settings) -> dict[str, str]:
