@@ -5,7 +5,8 @@ Theory of operation
 ::
 
     SPAWNED   hv-exec runs; it has a request (memfd), a report socket and the process's streams
-    REPORTED  "P<pid>": the new process exists, is our child, and will execute or say why not ("E<code> <errno> <message>");
+    REPORTED  "P<pid>": the new process exists, is our child, and will execute, or say why not
+              ("E<code> <errno> <message>");
               with a terminal its master has come before ("T")
     RUNNING   RESPONSE sent; output is pumped, input is consumed
     ENDED     its status is known; what is in the pipes is delivered; END sent

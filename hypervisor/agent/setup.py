@@ -237,6 +237,7 @@ class Setup:
             raise conflict("setup: was called before; a guest is set up once per boot")
         self._busy = True
         try:
+            self._volumes.forget()
             self._identity(settings)
             storage.make_directories()
             await storage.mount_data(settings.data_disk)

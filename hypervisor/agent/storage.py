@@ -59,7 +59,9 @@ async def mount_data(serial: str | None) -> None:
 
     :raises AgentError: the disk is missing or cannot be mounted
     """
-    flags = syscalls.MS_NOSUID * 0 | syscalls.MS_NODEV
+    if os.path.ismount(DATA):  # setup failed later on and is being repeated
+        return
+    flags = syscalls.MS_NODEV
     try:
         if serial is None:
             syscalls.mount("data", DATA, "tmpfs", flags, "mode=0755")
@@ -216,7 +218,7 @@ class Volumes:
         path = f"{DATA}/volumes/{name}" if medium == "disk" else f"{MEMORY_VOLUMES}/{name}"
         try:
             os.makedirs(path, exist_ok=True)
-            if medium == "memory":
+            if medium == "memory" and not os.path.ismount(path):
                 size = f"size={size_bytes}" if size_bytes else "size=50%"
                 flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
                 syscalls.mount("volume", path, "tmpfs", flags, f"mode=0777,{size}")
@@ -224,6 +226,10 @@ class Volumes:
         except OSError as e:
             raise from_os(f"volume {name}", e) from e
         self._paths[name] = path
+
+    def forget(self) -> None:
+        """Setup has failed and may be repeated."""
+        self._paths.clear()
 
     def path(self, name: str) -> str:
         """The volume's directory.
