@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,9 @@ class Machine(Protocol):
 
     async def wait_dead(self) -> str:
         """Waits until the VM has ended; why, in one line for a user, with the last of its console."""
+
+    def disk_full(self) -> AsyncIterator[bool]:
+        """True when the VM stops because the host's disk is full; False when there is room and it goes on."""
 
     def console_tail(self, limit: int) -> bytes:
         """At most `limit` of the last bytes of the guest's console."""

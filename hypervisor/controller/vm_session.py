@@ -33,6 +33,7 @@ from hypervisor.errors import HvError, Unavailable, VmFailed
 from hypervisor.introspect.agent import AgentClient
 
 BOOT_POLL_S = 0.05
+DISK_FULL = "HostDiskFull"
 DEATH_NOTICE_S = 2.0
 """After the agent's connection broke: how long to wait for the news that the VM has died, which tells more."""
 
@@ -114,7 +115,16 @@ class VmSession:
             await asyncio.sleep(BOOT_POLL_S)
 
     async def _run(self, stop: Stop) -> None:
-        await first(self._vm.feed.run(), self._run_fed(stop))
+        await first(self._vm.feed.run(), self._run_fed(stop), self._show_full_disk())
+
+    async def _show_full_disk(self) -> None:
+        async for full in self._machine.disk_full():
+            if full:
+                message = "the host's disk is full: the VM stands still until there is room"
+                self._journal.update(reason=DISK_FULL, message=message)
+            elif self._journal.record.reason == DISK_FULL:
+                self._journal.update(reason="", message="")
+        await asyncio.Event().wait()
 
     async def _run_fed(self, stop: Stop) -> None:
         await self._vm.feed.wait_ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -19,9 +20,14 @@ from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import IdentityPool
 from hypervisor.vmm.plan import LaunchPlan, plan_launch
+from hypervisor.vmm.qmp import QmpEvent
 from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vsock.address import VsockAddress
+
+ROOM_LOOK_S = 2.0
+ROOM_BYTES = 64 * 1024 * 1024
+"""Free on the host's disk before a VM that it stopped goes on."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,23 @@ class HostedVm:
         """Why it ended, with the last of its console."""
         return (await self.vm.wait_dead()).describe()
 
+    async def disk_full(self) -> AsyncIterator[bool]:
+        """True when the VM stops because the host's disk is full; False when there is room and it goes on.
+
+        QEMU stops a VM whose write found no room, and tries the write again when the VM is resumed.
+        """
+        events = self.vm.events()
+        while True:
+            while await self.vm.status() != "io-error":
+                if not await _next_stop(events):
+                    return
+            yield True
+            while await self.vm.status() == "io-error":
+                await asyncio.sleep(ROOM_LOOK_S)
+                if shutil.disk_usage(self.plan.directory).free >= ROOM_BYTES:
+                    await self.vm.resume()
+            yield False
+
     def console_tail(self, limit: int) -> bytes:
         """The last of the guest's console."""
         return self.vm.console_tail(limit)
@@ -120,6 +143,14 @@ class HostedVm:
     async def detach(self) -> None:
         """Lets go of it without ending it."""
         await self.vm.detach()
+
+
+async def _next_stop(events: AsyncIterator[QmpEvent]) -> bool:
+    """Waits until QEMU says that the VM has stopped; False when there are no more events."""
+    async for event in events:
+        if event.name in ("STOP", "BLOCK_IO_ERROR"):
+            return True
+    return False
 
 
 def _resident(pid: int) -> int:

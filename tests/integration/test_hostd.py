@@ -96,8 +96,12 @@ class Daemon:
         return self.call("GET", f"/hv/v1/pods/default/{name}")
 
     def wait(self, name: str, condition: Callable[[Any], bool], what: str, timeout: float = 60) -> Any:
-        wait_for(lambda: condition(self.pod(name)), f"pod {name}: {what}; it is {self.pod(name)['status']}", timeout)
-        return self.pod(name)
+        deadline = time.monotonic() + timeout
+        while not condition(pod := self.pod(name)):
+            if time.monotonic() > deadline:
+                pytest.fail(f"pod {name}: not within {timeout:g} s: {what}; it is {pod.get('status')}")
+            time.sleep(0.05)
+        return pod
 
     def wait_running(self, name: str) -> Any:
         return self.wait(name, lambda p: "running" in state_of(p), "runs")
@@ -146,7 +150,7 @@ def daemon_in(folder: Path) -> Iterator[Daemon]:
         assert daemon.process.wait(60) == 0
         wait_for(lambda: not processes_naming(str(folder)), "no process is left", 10)
         assert list((daemon.state / "pods").iterdir()) == []
-        assert str(folder) not in Path("/proc/self/mounts").read_text()
+        assert f"{folder}/" not in Path("/proc/self/mounts").read_text()
     finally:
         for pid, _ in processes_naming(str(folder)):
             os.kill(pid, signal.SIGKILL)
@@ -388,3 +392,35 @@ def test_missing_image_is_shown_and_tried_again(daemon: Daemon) -> None:
     assert state_of(pod)["waiting"]["reason"] == "ErrImageNeverPull"
     assert not (daemon.folder("noimage") / "vm").exists()
     daemon.remove("noimage")
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[Path]:
+    """A file system of its own (not tmpfs: what is written there counts as the writer's memory)."""
+    folder = Path(tempfile.mkdtemp(prefix="hvt-"))
+    image = folder.with_suffix(".img")
+    try:
+        with image.open("wb") as file:
+            file.truncate(size)
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)
+        folder.rmdir()
+        image.unlink()
+
+
+@pytest.mark.root
+def test_full_host_disk_stops_the_vm_until_there_is_room() -> None:
+    with small_disk(600_000_000) as folder, daemon_in(folder) as daemon:
+        daemon.run("eater", "sleep 2; head -c 200000000 /dev/zero > /big; sync; echo written; sleep 1000")
+        daemon.wait_running("eater")
+        filler = folder / "filler"
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - 40_000_000)
+        daemon.wait("eater", lambda p: p["status"].get("reason") == "HostDiskFull", "stands still")
+        filler.unlink()
+        daemon.wait("eater", lambda _: daemon.log("eater") == "written\n", "goes on")
+        assert "reason" not in daemon.pod("eater")["status"]
+        daemon.remove("eater")

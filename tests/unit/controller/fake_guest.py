@@ -11,7 +11,7 @@ import io
 import shutil
 import tarfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,7 @@ class FakeGuest:
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
         self.silent = script.mute
+        self.disk: asyncio.Queue[bool] = asyncio.Queue()
 
     async def listen(self) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -64,6 +65,10 @@ class FakeGuest:
 
     async def wait_dead(self) -> str:
         return await asyncio.shield(self._death)
+
+    async def disk_full(self) -> AsyncIterator[bool]:
+        while True:
+            yield await self.disk.get()
 
     def console_tail(self, limit: int) -> bytes:
         return b"booting\n"[-limit:]

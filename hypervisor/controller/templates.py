@@ -1,0 +1,83 @@
+"""Which template a pod VM is cloned from: found, or made now; or none, and the VM starts cold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from hypervisor.controller.zygotes import KeptZygote
+from hypervisor.errors import HvError
+from hypervisor.vmm.capabilities import HostCapabilities
+from hypervisor.vmm.config import MIB, VmConfig
+from hypervisor.vmm.identity import IdentityPool
+from hypervisor.vmm.plan import ClonePlan, plan_template
+from hypervisor.vmm.sweep import sweep
+from hypervisor.vmm.templates.build import build_template, template_key
+from hypervisor.vmm.templates.frames import HostFrames
+from hypervisor.vmm.templates.store import TemplateStore
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The host's templates as its pods use them. Safe for several tasks of one loop."""
+
+    directory: Path
+    store: TemplateStore
+    frames: HostFrames
+    capabilities: HostCapabilities
+    identities: IdentityPool
+    zygote: KeptZygote
+
+    async def clone_plan(self, config: VmConfig) -> ClonePlan | None:
+        """What a VM like `config` (its memory a size class) starts from; None: cold.
+
+        A template that cannot be made is logged and does without: it is a way to be fast, never a condition.
+        """
+        identity = await asyncio.to_thread(self.identities.take)
+        try:
+            plan = plan_template(config, self.capabilities, self.directory / "vm", identity)
+            if plan is None:
+                return None
+            key = template_key(plan, self.capabilities.qemu_version, config.guest.digest)
+            vm_directory = self.directory / f"vm-{key.digest[:8]}"
+            plan = plan_template(config, self.capabilities, vm_directory, identity)
+            assert plan is not None
+
+            async def build(folder: Path) -> None:
+                await sweep(vm_directory, self.capabilities)
+                await build_template(plan, self.zygote, folder)
+
+            return self.frames.clone_plan(await self.store.get(key, build))
+        except HvError as e:
+            log.warning("no template; the VM starts cold", reason=str(e))
+            return None
+        finally:
+            self.identities.release(identity)
+
+
+def size_class(config: VmConfig) -> VmConfig:
+    """`config` with its memory rounded up to a size that many VMs share: each size needs a template of its own.
+
+    Steps of an eighth of the next power of two (64 MiB at least): at most an eighth more than was asked for, and what a
+    guest does not touch costs nothing.
+    """
+    step = max(64 * MIB, 1 << max(0, (config.memory_bytes - 1).bit_length() - 3))
+    return dataclasses.replace(config, memory_bytes=-(-config.memory_bytes // step) * step)
+
+
+@contextlib.contextmanager
+def open_templates(
+    directory: Path, capabilities: HostCapabilities, identities: IdentityPool, zygote: KeptZygote
+) -> Iterator[Templates]:
+    """The templates below `directory`; the page-frame database ends with the context, the VMs on it do not."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with HostFrames() as frames:
+        yield Templates(directory, TemplateStore(directory), frames, capabilities, identities, zygote)
