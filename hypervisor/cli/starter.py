@@ -111,4 +111,4 @@ def _last_line(log: Path, start: int) -> str:
             lines = file.read(1 << 20).decode("utf-8", "replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1][:500] if lines else "it said nothing"
+    return lines[-1][:500].removeprefix("hv: ") if lines else "it said nothing"
