@@ -8,8 +8,8 @@
  *   READ      the request is parsed, the seccomp filter is read; nothing has changed yet
  *   LIMITED   oom_score_adj, resource limits and the cgroup are set: they are inherited by the child
  *   JOINED    one setns() by pidfd: mount, pid and cgroup namespaces; root and cwd are the container's from here on
- *   FORKED    clone(CLONE_PARENT): the child is the *agent's* child, so that the agent sees the exact wait status;
- *             hv-exec reports the child's pid and exits
+ *   FORKED    clone(CLONE_PARENT): the child is the *agent's* child, so that the agent sees the exact wait status.
+ *             It borrows our memory; once it has executed or failed, hv-exec reports its pid and exits
  *   (child)
  *   SESSION   setsid(); with a terminal: a pty from the container's own devpts, its master sent to the agent
  *   CONFINED  seccomp and capabilities, user and groups, no_new_privs: in crun's order

@@ -28,9 +28,9 @@ _FRAMES = {b"stdout": FrameType.STDOUT, b"stderr": FrameType.STDERR}
 class Attachment(Client):
     """A client attached to a container.
 
-    With `replay` the log is sent first; meanwhile the output waits (`deliver` returns the end of the replay). So nothing
-    is doubled and nothing is missed: each chunk is in the log before it is delivered, and the log is replayed up to
-    where it ended when this object joined the clients.
+    With `replay` the log is sent first, and meanwhile the output waits (`deliver` returns the end of the replay). So
+    nothing is doubled and nothing is missed: each chunk is in the log before it is delivered, and the log is replayed
+    up to where it ended when this object joined the clients.
     """
 
     def __init__(self, connection: Connection, container: Container, streams: tuple[bool, bool], stdin: bool) -> None:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 
-from . import syscalls, wire
+from . import syscalls, template, wire
 from .calls import Agent, table
 from .launch import CRUN_STATE
 from .reaper import Reaper
@@ -71,6 +71,8 @@ async def serve(listener: socket.socket) -> None:
     server = Server(table(agent, ended.set))
     try:
         await server.serve(listener)
+        if template.wanted():
+            template.prepare()
         await ended.wait()
         await asyncio.gather(*(c.flushed(_FLUSH_S) for c in list(server.connections)))
     finally:
