@@ -74,7 +74,7 @@ def _entrance(container: Container) -> Entrance:
 
 def _isolate(keep: tuple[int, ...]) -> None:
     """Cuts the child off from the agent: its signals, its descriptors, and every way to load code."""
-    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     start = 3

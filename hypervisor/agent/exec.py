@@ -21,6 +21,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 import termios
@@ -42,6 +43,7 @@ from .streams import PipeWriter, Pump
 from .users import read_in_root, resolve
 from .wire import Frame, FrameType
 
+_REPORT_WAIT_S = 0.02
 HV_EXEC = "/usr/lib/podvisor/hv-exec"
 
 
@@ -63,6 +65,12 @@ class Report:
         self.error: AgentError | None = None
         self._pid = 0
         self._loop.add_reader(sock.fileno(), self._read)
+
+    def wait_a_little(self) -> None:
+        """Blocks the whole agent for a few milliseconds, in which hv-exec nearly always does its work: the only CPU is
+        its anyway, and each turn of the event loop that this saves costs a millisecond under TCG."""
+        select.select([self._sock], [], [], _REPORT_WAIT_S)
+        self._read()
 
     def read_rest(self) -> None:
         """Takes what is still unread, after the process has ended."""
@@ -314,6 +322,7 @@ async def run_exec(args: dict[str, Any], connection: Connection, engine: Engine,
         process = Process(encode(container.exec_prefix, request), container.pidfd, tty=tty, stdin=stdin)
         reaper.watch(process.helper)
         try:
+            process.report.wait_a_little()
             pid = await process.report.ready  # always comes: a container that ends takes hv-exec with it
             status = reaper.watch(pid)
         except BaseException:

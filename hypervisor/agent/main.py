@@ -70,7 +70,7 @@ async def serve(listener: socket.socket) -> None:
     agent = Agent(reaper)
     server = Server(table(agent, ended.set))
     try:
-        await server.serve(listener)
+        server.serve(listener)
         if template.wanted():
             template.prepare()
         await ended.wait()

@@ -16,6 +16,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .syscalls import signal_descriptor
+
 MAX_UNCLAIMED = 4096
 
 
@@ -27,11 +29,16 @@ class Reaper:
         self._watched: dict[int, asyncio.Future[int]] = {}
         self._unclaimed: dict[int, int] = {}
         self._expecting = 0
-        loop.add_signal_handler(signal.SIGCHLD, self.reap)
+        # Not loop.add_signal_handler(): that takes two turns of the loop and two writes to itself for each signal.
+        self._old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        self._signals = signal_descriptor(signal.SIGCHLD)
+        loop.add_reader(self._signals, self._signalled)
 
     def close(self) -> None:
         """Stops listening; watchers are cancelled."""
-        self._loop.remove_signal_handler(signal.SIGCHLD)
+        self._loop.remove_reader(self._signals)
+        os.close(self._signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
         for future in self._watched.values():
             future.cancel()
         self._watched.clear()
@@ -56,6 +63,10 @@ class Reaper:
             self._expecting -= 1
             if not self._expecting:
                 self._unclaimed.clear()
+
+    def _signalled(self) -> None:
+        os.read(self._signals, 4096)
+        self.reap()
 
     def reap(self) -> None:
         """Takes every ended child's status."""

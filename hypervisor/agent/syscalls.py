@@ -24,8 +24,10 @@ CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWPID = 0x20000000
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
+_X86 = os.uname().machine == "x86_64"
 _SYS_OPENAT2 = 437
-_SYS_REBOOT = 169 if os.uname().machine == "x86_64" else 142
+_SYS_SIGNALFD4 = 289 if _X86 else 74
+_SYS_REBOOT = 169 if _X86 else 142
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -77,6 +79,13 @@ def open_in_root(root: int, path: str, flags: int, mode: int = 0) -> int:
     name = os.fsencode(path)
     call = (_SYS_OPENAT2, root, name, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
     return _check(int(_libc.syscall(*call)), path)
+
+
+def signal_descriptor(number: int) -> int:
+    """signalfd(2) of one signal, which the caller has blocked: non-blocking, close-on-exec."""
+    mask = ctypes.c_uint64(1 << (number - 1))
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    return _check(int(_libc.syscall(_SYS_SIGNALFD4, -1, ctypes.byref(mask), ctypes.c_size_t(8), flags)))
 
 
 def become_subreaper() -> None:

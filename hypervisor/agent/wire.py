@@ -91,13 +91,18 @@ def parse_header(header: bytes) -> tuple[FrameType, int]:
     return kind, length
 
 
-def pack(kind: FrameType, payload: bytes = b"") -> bytes:
-    """A frame as bytes.
+def pack_header(kind: FrameType, length: int) -> bytes:
+    """The header of a frame whose payload has `length` bytes.
 
-    :raises WireError: `payload` is longer than its type allows
+    :raises WireError: that is longer than its type allows
     """
-    parse_header(header := HEADER.pack(kind, len(payload)))
-    return header + payload
+    parse_header(header := HEADER.pack(kind, length))
+    return header
+
+
+def pack(kind: FrameType, payload: bytes = b"") -> bytes:
+    """A frame as bytes; raises like `pack_header`."""
+    return pack_header(kind, len(payload)) + payload
 
 
 def pack_json(kind: FrameType, value: object) -> bytes:

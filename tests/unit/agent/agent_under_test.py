@@ -103,7 +103,7 @@ async def agent(short_path: Path) -> AsyncIterator[AgentUnderTest]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(short_path / "agent.sock"))
     listener.listen()
-    await server.serve(listener)
+    server.serve(listener)
     under_test = AgentUnderTest(short_path / "agent.sock", made, server)
     try:
         yield under_test

@@ -12,8 +12,9 @@ from agent_under_test import AgentUnderTest, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hypervisor.agent import server as server_module
 from hypervisor.agent import wire
-from hypervisor.agent.server import MAX_CONNECTIONS, Calls, Connection, Server
+from hypervisor.agent.server import Calls, Connection, Server
 from hypervisor.agent.wire import FrameType
 
 
@@ -158,7 +159,7 @@ async def recorded() -> tuple[Recorder, Server, asyncio.StreamReader, asyncio.St
     server = Server(recorder.calls)
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    await server.serve(listener)
+    server.serve(listener)
     return recorder, server, *await asyncio.open_connection(*address)
 
 
@@ -200,12 +201,11 @@ async def test_a_bug_is_an_internal_error_and_the_connection_goes_on(capfd: pyte
     await server.close()
 
 
-async def test_too_many_connections_are_closed_at_once() -> None:
+async def test_too_many_connections_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 1)
     _recorder, server, reader, writer = await recorded()
     await until(lambda: server.connections)
-    server.connections.update(Connection(server) for _ in range(MAX_CONNECTIONS - 1))
-    address = writer.get_extra_info("peername")
-    other, closing = await asyncio.open_connection(*address)
+    other, closing = await asyncio.open_connection(*writer.get_extra_info("peername"))
     with suppress(ConnectionResetError):
         assert await other.read() == b""
     closing.close()
