@@ -33,15 +33,12 @@ int hv_enter_limits(const struct hv_exec_request *request, const char **what, in
             return -1;
         }
     }
-    *what = "join the container's cgroup";
-    if (request->cgroup && write_file(request->cgroup, "0", err))
-        return -1;
     return 0;
 }
 
-int hv_enter_namespaces(const struct hv_exec_request *request, int *err)
+int hv_enter_namespaces(const struct hv_exec_request *request, int which, int *err)
 {
-    if (setns(request->pidfd, request->namespaces)) {
+    if ((request->namespaces & which) && setns(request->pidfd, request->namespaces & which)) {
         *err = errno;
         return -1;
     }

@@ -6,11 +6,13 @@
  * records, see request.c) and a *report* socket (SOCK_SEQPACKET, see report.c). hv-exec then goes through these states:
  *
  *   READ      the request is parsed, the seccomp filter is read; nothing has changed yet
- *   LIMITED   oom_score_adj, resource limits and the cgroup are set: they are inherited by the child
- *   JOINED    one setns() by pidfd: mount, pid and cgroup namespaces; root and cwd are the container's from here on
- *   FORKED    clone(CLONE_PARENT): the child is the *agent's* child, so that the agent sees the exact wait status.
- *             It borrows our memory; once it has executed or failed, hv-exec reports its pid and exits
+ *   LIMITED   oom_score_adj and resource limits are set: they are inherited by the child
+ *   JOINED    one setns() by pidfd: mount and pid namespaces; root and cwd are the container's from here on
+ *   FORKED    clone3(CLONE_PARENT | CLONE_INTO_CGROUP): the child is the *agent's* child, so that the agent sees the exact
+ *             wait status, and is born in the container's cgroup. It borrows our memory (vfork); once it has executed or
+ *             failed, hv-exec reports its pid and exits
  *   (child)
+ *   HOME      the cgroup namespace, which hv-exec itself could not be in while it named a cgroup outside of it
  *   SESSION   setsid(); with a terminal: a pty from the container's own devpts, its master sent to the agent
  *   CONFINED  seccomp and capabilities, user and groups, no_new_privs: in crun's order
  *   EXECUTED  execve(); the report socket closes by itself, which tells the agent that all went well
@@ -63,7 +65,7 @@ struct hv_exec_request {
     gid_t gid;
     int pidfd;          /* the container's first process */
     int namespaces;     /* CLONE_NEW* flags to join */
-    const char *cgroup; /* path of cgroup.procs, or NULL */
+    const char *cgroup; /* the cgroup's directory, or NULL */
     const char *seccomp; /* path of the compiled filter, or NULL */
     const char *cwd;
     const char *oom_score_adj; /* or NULL: as it is */
@@ -88,7 +90,7 @@ struct hv_filter {
     size_t len;
 };
 int hv_enter_limits(const struct hv_exec_request *request, const char **what, int *err);
-int hv_enter_namespaces(const struct hv_exec_request *request, int *err);
+int hv_enter_namespaces(const struct hv_exec_request *request, int which, int *err); /* of those asked for */
 int hv_enter_keep_only(const int *keep, size_t count, int *err);
 
 /* confine.c */

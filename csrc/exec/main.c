@@ -3,6 +3,8 @@
  */
 #include "exec.h"
 
+#include "clone.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -44,6 +46,8 @@ static int become(const struct hv_exec_request *request, const struct hv_filter 
     const char *what = "";
     int err = 0, code;
 
+    if (hv_enter_namespaces(request, CLONE_NEWCGROUP, &err))
+        return refuse(report, err, "join the container's cgroup namespace");
     setsid();
     if (request->tty && hv_terminal_open(request, report, &what, &err))
         return refuse(report, err, what);
@@ -63,7 +67,13 @@ static int become(const struct hv_exec_request *request, const struct hv_filter 
     return code;
 }
 
-static int prepare(int request_fd, int report, struct hv_exec_request *request, struct hv_filter *filter)
+static int open_cgroup(const char *path, int *cgroup)
+{
+    *cgroup = path ? open(path, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+    return path && *cgroup < 0 ? -1 : 0;
+}
+
+static int prepare(int request_fd, int report, struct hv_exec_request *request, struct hv_filter *filter, int *cgroup)
 {
     const char *what = "";
     int err = 0;
@@ -71,42 +81,34 @@ static int prepare(int request_fd, int report, struct hv_exec_request *request, 
     if (hv_exec_request_read(request_fd, request, &err))
         return refuse(report, err, "read the request");
     if (request->seccomp && hv_filter_read(request->seccomp, filter, &err))
-        return refuse(report, err, "read the container's seccomp filter");
+        return refuse(report, err, "read the container's seccomp filter (it may just have ended)");
+    if (open_cgroup(request->cgroup, cgroup))
+        return refuse(report, errno, "open the container's cgroup (it may just have ended)");
     if (hv_enter_limits(request, &what, &err))
         return refuse(report, err, what);
-    if (hv_enter_keep_only((int[]){report, request->pidfd}, 2, &err))
+    if (hv_enter_keep_only((int[]){report, request->pidfd, *cgroup}, 3, &err))
         return refuse(report, err, "close descriptors");
-    if (hv_enter_namespaces(request, &err))
-        return refuse(report, err, "join the container's namespaces (it may just have ended)");
+    if (fcntl(request->pidfd, F_SETFD, FD_CLOEXEC) || hv_enter_namespaces(request, ~CLONE_NEWCGROUP, &err))
+        return refuse(report, err ? err : errno, "join the container's namespaces (it may just have ended)");
     return 0;
 }
 
-struct child {
-    struct hv_exec_request request;
-    struct hv_filter filter;
-    int report;
-};
-
-static int child_main(void *argument)
-{
-    const struct child *child = argument;
-
-    return become(&child->request, &child->filter, child->report);
-}
-
-/* CLONE_VM and CLONE_VFORK: the child borrows our memory until it executes, so no page is copied (1 ms under TCG). */
+/* The child borrows our memory until it executes: copying pages, and moving a process between cgroups, cost milliseconds
+ * under TCG. */
 static int run(int request_fd, int report)
 {
-    static char stack[256 << 10] __attribute__((aligned(16)));
-    struct child child = {.report = report};
+    struct hv_exec_request request;
+    struct hv_filter filter = {0};
+    int cgroup = -1;
     pid_t pid;
 
-    if (prepare(request_fd, report, &child.request, &child.filter))
+    if (prepare(request_fd, report, &request, &filter, &cgroup))
         return 1;
-    close(child.request.pidfd);
-    pid = clone(child_main, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | CLONE_PARENT | SIGCHLD, &child);
+    pid = hv_clone_vfork(cgroup);
     if (pid < 0)
-        return refuse(report, errno, "start a process in the container");
+        return refuse(report, -pid, "start a process in the container");
+    if (pid == 0)
+        _exit(become(&request, &filter, report));
     hv_report_pid(report, pid);
     return 0;
 }

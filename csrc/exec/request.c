@@ -1,6 +1,6 @@
 /* The request: NUL-terminated records "key=value", one memfd full. The agent writes it (hypervisor/agent/exec_request.py).
  *
- *   pidfd=N  ns=N  cgroup=PATH  seccomp=PATH  cwd=PATH  uid=N  gid=N  groups=N,N,...  nnp=1  tty=COLUMNSxROWS
+ *   pidfd=N  ns=N  cgroup=DIRECTORY  seccomp=PATH  cwd=PATH  uid=N  gid=N  groups=N,N,...  nnp=1  tty=COLUMNSxROWS
  *   caps=HEX,HEX,HEX,HEX,HEX (bounding, effective, permitted, inheritable, ambient)  oom=N  rlimit=RESOURCE,SOFT,HARD
  *   env=NAME=VALUE (any number)  arg=STRING (one at least)
  *

@@ -1,7 +1,7 @@
 # hv-exec: the guest's static helper that puts a process into a container. Its tests and its fuzz target.
 EXEC_SOURCES := $(wildcard exec/*.c)
 EXEC_LIBRARY := $(filter-out exec/main.c exec/pause.c,$(EXEC_SOURCES))
-EXEC_HEADERS := exec/exec.h common/cleanup.h
+EXEC_HEADERS := exec/exec.h exec/clone.h common/cleanup.h
 EXEC_FLAGS := $(HARDENING) $(WARNINGS) -I$(abspath .)
 
 PROGRAMS += $(GUEST)/hv-exec

@@ -48,22 +48,17 @@ class Cgroup:
 
     def __init__(self, name: str) -> None:
         self.path = f"{PARENT}/{name}"  # as crun takes it
-        self._directory = f"{ROOT}{self.path}"
-
-    @property
-    def procs(self) -> str:
-        """The file that a process joins the group by."""
-        return f"{self._directory}/cgroup.procs"
+        self.directory = f"{ROOT}{self.path}"  # as everybody else does
 
     def kill(self) -> None:
         """SIGKILL to every process in it; harmless when it is gone."""
         with suppress(FileNotFoundError):
-            write_text(f"{self._directory}/cgroup.kill", "1")
+            write_text(f"{self.directory}/cgroup.kill", "1")
 
     def pids(self) -> list[int]:
         """Every process in it."""
         try:
-            return [int(line) for line in read_text(self.procs).split()]
+            return [int(line) for line in read_text(f"{self.directory}/cgroup.procs").split()]
         except FileNotFoundError:
             return []
 
@@ -72,9 +67,9 @@ class Cgroup:
 
         :raises OSError: it did not happen in time
         """
-        write_text(f"{self._directory}/cgroup.freeze", "1" if frozen else "0")
+        write_text(f"{self.directory}/cgroup.freeze", "1" if frozen else "0")
         for _ in range(200):
-            if parse_pairs(read_text(f"{self._directory}/cgroup.events")).get("frozen") == int(frozen):
+            if parse_pairs(read_text(f"{self.directory}/cgroup.events")).get("frozen") == int(frozen):
                 return
             await asyncio.sleep(0.01)
         raise OSError(errno.ETIMEDOUT, "its processes did not stop in time")
@@ -82,12 +77,12 @@ class Cgroup:
     def thaw(self) -> None:
         """Lets frozen processes go on, without waiting; harmless when it is gone."""
         with suppress(FileNotFoundError):
-            write_text(f"{self._directory}/cgroup.freeze", "0")
+            write_text(f"{self.directory}/cgroup.freeze", "0")
 
     def oom_kills(self) -> int:
         """Processes of the group that the kernel killed for want of memory."""
         try:
-            return parse_pairs(read_text(f"{self._directory}/memory.events")).get("oom_kill", 0)
+            return parse_pairs(read_text(f"{self.directory}/memory.events")).get("oom_kill", 0)
         except OSError:
             return 0
 
@@ -117,7 +112,7 @@ class Cgroup:
         """
         for left in range(_REMOVE_TRIES, -1, -1):
             try:
-                os.rmdir(self._directory)
+                os.rmdir(self.directory)
                 return
             except FileNotFoundError:
                 return
@@ -127,11 +122,11 @@ class Cgroup:
             await asyncio.sleep(0.01)
 
     def _write(self, name: str, text: str) -> None:
-        write_text(f"{self._directory}/{name}", text)
+        write_text(f"{self.directory}/{name}", text)
 
     def _read(self, name: str) -> str:
         try:
-            return read_text(f"{self._directory}/{name}")
+            return read_text(f"{self.directory}/{name}")
         except OSError:
             return ""
 

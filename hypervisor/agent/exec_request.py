@@ -37,7 +37,7 @@ def container_prefix(container: Container) -> bytes:
     records = [
         f"pidfd={container.pidfd}" if container.pidfd >= 0 else "",
         f"ns={NAMESPACES}",
-        f"cgroup={container.cgroup.procs}",
+        f"cgroup={container.cgroup.directory}",
         f"caps={caps:x},{caps:x},{caps:x},0,0",
         f"rlimit={_RLIMIT_NOFILE},{NOFILE[0]},{NOFILE[1]}",
         f"oom={spec.oom_score_adj}",
