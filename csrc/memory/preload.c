@@ -112,9 +112,9 @@ static void hand_over(void *map, size_t length, int memfd, off64_t offset)
 {
     int uffd = config.serve ? register_missing(map, length) : -1;
 
+    /* The userfaultfd stays open here too: the registration lives as long as any descriptor of it, so a server that is killed
+     * leaves a guest that waits (for its successor, or for its end), never one that reads zeroes. */
     pass(memfd, uffd, (uintptr_t)map, length, (uint64_t)offset);
-    if (uffd >= 0)
-        close(uffd); /* the server holds it; a registration lives as long as any descriptor of it */
 }
 
 static int is_ram(int fd, size_t length, int flags)

@@ -155,6 +155,7 @@ static int adopt_frontend(struct pv_vsock *v, int fd, int *err)
     if (pv_watch(v, fd, EPOLLIN | EPOLLRDHUP, &v->frontend_source, err) < 0)
         return -1;
     pv_fe_open(&v->fe, fd, v->config.guest_cid, &FE_OPS, v);
+    v->fe.mem.hook = (struct pv_map_hook){v->config.map_hook, v->config.map_context};
     v->has_frontend = true;
     pv_gauge(&v->stats.frontend_connected, 1);
     return 0;

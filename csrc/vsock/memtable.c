@@ -41,7 +41,8 @@ static uint64_t map_granule(const struct stat *st)
     return (granule & (granule - 1)) == 0 && granule <= (1U << 30) ? granule : 4096;
 }
 
-static int map_region(struct pv_region *region, const struct pv_region_desc *desc, int fd, int *err)
+static int map_region(const struct pv_map_hook *hook, struct pv_region *region, const struct pv_region_desc *desc, int fd,
+    int *err)
 {
     struct stat st;
     uint64_t granule, start, end;
@@ -63,6 +64,10 @@ static int map_region(struct pv_region *region, const struct pv_region_desc *des
         *err = errno;
         return -1;
     }
+    if (hook->call && (*err = hook->call(hook->context, 1, map, end - start, start)) != 0) {
+        munmap(map, end - start);
+        return -1;
+    }
     *region = (struct pv_region){
         .guest = desc->guest_addr,
         .user = desc->user_addr,
@@ -77,14 +82,14 @@ static int map_region(struct pv_region *region, const struct pv_region_desc *des
 int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *descs, const int *fds, unsigned count,
     int *err)
 {
-    struct pv_memtable fresh = {0};
+    struct pv_memtable fresh = {.hook = table->hook};
 
     if (!descs_valid(descs, count)) {
         *err = EINVAL;
         return -1;
     }
     for (unsigned i = 0; i < count; i++) {
-        if (map_region(&fresh.regions[i], &descs[i], fds[i], err) < 0) {
+        if (map_region(&fresh.hook, &fresh.regions[i], &descs[i], fds[i], err) < 0) {
             pv_memtable_clear(&fresh);
             return -1;
         }
@@ -97,9 +102,15 @@ int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *desc
 
 void pv_memtable_clear(struct pv_memtable *table)
 {
-    for (unsigned i = 0; i < table->count; i++)
-        munmap(table->regions[i].map, table->regions[i].map_len);
-    memset(table, 0, sizeof(*table));
+    for (unsigned i = 0; i < table->count; i++) {
+        const struct pv_region *r = &table->regions[i];
+
+        if (table->hook.call)
+            table->hook.call(table->hook.context, 0, r->map, r->map_len, 0);
+        munmap(r->map, r->map_len);
+    }
+    memset(table->regions, 0, sizeof(table->regions));
+    table->count = 0;
 }
 
 void *pv_mem_guest(const struct pv_memtable *table, uint64_t addr, uint64_t *len)

@@ -30,16 +30,26 @@ struct pv_region {
     size_t map_len;
 };
 
+/* Called after a mapping was made, before its first touch (mapped 1; not 0: a positive errno, and the table is refused), and
+ * before it is unmapped (mapped 0). Guest RAM that is filled lazily needs it: see pv_fault_map_hook in csrc/memory. */
+struct pv_map_hook {
+    int (*call)(void *context, int mapped, void *start, uint64_t length, uint64_t offset); /* NULL: none */
+    void *context;
+};
+
 struct pv_memtable {
+    struct pv_map_hook hook;
     unsigned count;
     struct pv_region regions[PV_MAX_REGIONS];
 };
 
 /* Replaces the table. fds stay the caller's. On failure the old table stays as it was.
- * Errors: EINVAL (overlap, wrap-around, zero size, misalignment, file too short, too many), and what mmap may say. */
+ * Errors: EINVAL (overlap, wrap-around, zero size, misalignment, file too short, too many), and what mmap and the hook may
+ * say. */
 int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *descs, const int *fds, unsigned count,
     int *err);
 
+/* Unmaps everything; the hook stays. */
 void pv_memtable_clear(struct pv_memtable *table);
 
 /* Guest physical address -> pointer, or NULL. *len is shortened to what is contiguous in one region; never to 0. */

@@ -27,6 +27,10 @@ struct pv_vsock_config {
     uint64_t buffer_budget_bytes;
     uint32_t request_timeout_ms;  /* 10000: from a program's connect to the guest's answer */
     uint32_t linger_timeout_ms;   /* 10000: from full close to the guest's RST */
+    /* Told of each mapping of guest memory in this process: 1 after it was made and before its first touch (an errno other than 0
+     * refuses it), 0 before it goes. NULL: nobody. For guest RAM that is filled lazily (pv_fault_map_hook in csrc/memory). */
+    int (*map_hook)(void *context, int mapped, void *start, uint64_t length, uint64_t offset);
+    void *map_context;
     uint32_t exit_on_disconnect;  /* 1: pv_vsock_run returns when the first front end goes; 0: it waits for the next */
 };
 

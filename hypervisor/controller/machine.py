@@ -22,6 +22,7 @@ class VmRequest:
     :ivar directory: the VM's own folder; must not exist, and is the VM manager's from now on
     :ivar images: read-only disks, as (serial, path)
     :ivar label: for people: namespace/name
+    :ivar cold: boot from the kernel on, even where a template would do
     """
 
     directory: Path
@@ -29,6 +30,7 @@ class VmRequest:
     images: tuple[tuple[str, Path], ...]
     network: NetworkMode
     label: str
+    cold: bool = False
 
 
 class Machine(Protocol):

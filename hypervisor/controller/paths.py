@@ -83,6 +83,10 @@ class HostPaths:
     def pods(self) -> Path:
         return self.root / "pods"
 
+    @property
+    def templates(self) -> Path:
+        return self.root / "templates"
+
     def pod(self, uid: str) -> PodPaths:
         """The folder of the pod with this uid."""
         return PodPaths(self.pods / uid.replace("-", "")[:8])

@@ -12,6 +12,7 @@ from typing import Any
 
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.paths import HostPaths
+from hypervisor.controller.templates import Templates, open_templates, size_class
 from hypervisor.controller.zygotes import KeptZygote
 from hypervisor.errors import HvError
 from hypervisor.vmm import launch
@@ -39,13 +40,17 @@ class VmHost:
     accelerator: AcceleratorWish
     identities: IdentityPool
     zygote: KeptZygote
+    templates: Templates
 
     async def start(self, request: VmRequest) -> Machine:
         """:raises HvError: it could not be started; nothing of it is left"""
         identity = await asyncio.to_thread(self.identities.take)
         try:
-            plan = plan_launch(self._config(request), self.capabilities, request.directory, identity)
-            return HostedVm(await launch.start(plan, self.zygote), self.identities)
+            config = size_class(self._config(request))
+            clone = None if request.cold else await self.templates.clone_plan(config)
+            plan = plan_launch(config, self.capabilities, request.directory, identity, clone=clone)
+            database = self.templates.frames.reader_fd
+            return HostedVm(await launch.start(plan, self.zygote, database=database), self.identities)
         except BaseException:
             self.identities.release(identity)
             raise
@@ -173,4 +178,6 @@ async def open_vm_host(paths: HostPaths, accelerator: AcceleratorWish) -> AsyncI
     capabilities = await probe(paths.root, guest_kernel=guest.kernel, accelerator=accelerator)
     capabilities.choose_accelerator(accelerator)
     async with KeptZygote() as zygote:
-        yield VmHost(guest, capabilities, accelerator, IdentityPool(capabilities), zygote)
+        identities = IdentityPool(capabilities)
+        with open_templates(paths.templates, capabilities, identities, zygote) as templates:
+            yield VmHost(guest, capabilities, accelerator, identities, zygote, templates)

@@ -115,5 +115,5 @@ class PageFrameDatabase:
 
 
 def new_memory_file(name: str) -> int:
-    """A descriptor of an empty memfd, closed on exec."""
-    return os.memfd_create(name, os.MFD_CLOEXEC)
+    """A descriptor of an empty memfd that may be sealed, closed on exec."""
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

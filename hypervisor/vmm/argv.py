@@ -17,12 +17,20 @@ from hypervisor.vmm.config import MIB
 
 Accelerator = Literal["kvm", "tcg"]
 VsockPath = Literal["kernel", "vhost-user"]
+#: ``boot``: from the kernel on; ``template``: the same, to be made a template of; ``clone``: from a template
+Origin = Literal["boot", "template", "clone"]
 
 #: what QEMU 7.2 and later refuse to do once set up; ``spawn`` also keeps it from executing a shell
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 #: translated code cache. QEMU's own default is up to 1 GiB, which no cgroup of a small pod could hold; the size made no
 #: difference to speed beyond noise
 TCG_CACHE_MIB = 128
+
+#: size of a disk that is none: the guest remembers it, so it is more than any disk that may take its place. What a
+#: request beyond the real disk's end gets is an I/O error from QEMU.
+EMPTY_BYTES = 1 << 50
+#: what a clone's vsock device is plugged as
+VSOCK_DEVICE = {"driver": "vhost-user-vsock-pci", "id": "vsock0", "chardev": "vsock"}
 
 KERNEL_ARGUMENTS = (
     "console=ttyS0", "quiet", "panic=-1", "rcupdate.rcu_expedited=1", "tsc=reliable", "no_timer_check",
@@ -36,15 +44,19 @@ class Fd(enum.IntEnum):
     QMP = 10  # listening Unix socket
     CONSOLE = 11  # connected to vmx
     VSOCK = 12  # connected to vmx (vhost-user), or /dev/vhost-vsock
+    RAM = 13  # where the preloaded library hands guest RAM over
+    USERFAULTFD = 14  # /dev/userfaultfd
     DISKS = 20  # the first disk's; the others follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A disk as QEMU sees it; `fd` is open on the raw image at `path`."""
+    """A disk as QEMU sees it; `fd` is open on the raw image at `path`. Without a path: an empty one of `EMPTY_BYTES`,
+    whose place a clone's own disk takes.
+    """
 
     serial: str
-    path: Path
+    path: Path | None
     read_only: bool
     fd: int
 
@@ -68,13 +80,15 @@ class Machine:
     vsock: VsockPath
     cid: int
     mac: str | None
+    origin: Origin = "boot"
 
 
 def render_argv(machine: Machine) -> tuple[str, ...]:
     """The command line, program first."""
     return (
         str(machine.qemu), *_base(machine), *_cpu_and_memory(machine), *_boot(machine), *_monitor(), *_console(),
-        *_vsock(machine), *_net(machine), *(word for disk in machine.disks for word in _disk(disk)),
+        *_incoming(machine), *_vsock(machine), *_net(machine),
+        *(word for disk in machine.disks for word in _disk(disk)),
     )  # fmt: skip
 
 
@@ -120,7 +134,16 @@ def _console() -> tuple[str, ...]:
     return ("-chardev", f"socket,id=console,fd={Fd.CONSOLE:d}", "-serial", "chardev:console")
 
 
+def _incoming(machine: Machine) -> tuple[str, ...]:
+    return ("-incoming", "defer") if machine.origin == "clone" else ()
+
+
 def _vsock(machine: Machine) -> tuple[str, ...]:
+    """A template has no vsock device, for vhost-user's cannot be migrated; a clone gets its own (`VSOCK_DEVICE`)."""
+    if machine.origin == "template":
+        return ()
+    if machine.origin == "clone":
+        return ("-chardev", f"socket,id=vsock,fd={Fd.VSOCK:d}")
     if machine.vsock == "kernel":
         return ("-device", f"vhost-vsock-pci,id=vsock,guest-cid={machine.cid},vhostfd={Fd.VSOCK:d}")
     return (
@@ -139,6 +162,8 @@ def _net(machine: Machine) -> tuple[str, ...]:
 
 def _disk(disk: Disk) -> tuple[str, ...]:
     node = f"disk{disk.fd}"
+    if disk.path is None:
+        return _empty_disk(node, disk)
     file = {"driver": "file", "filename": f"/dev/fdset/{disk.fd}", "read-only": disk.read_only}
     if disk.read_only:
         file["locking"] = "off"  # many VMs read the same image
@@ -147,13 +172,24 @@ def _disk(disk: Disk) -> tuple[str, ...]:
     node_options = {"driver": "raw", "node-name": node, "read-only": disk.read_only, "file": file}
     if not disk.read_only:
         node_options["discard"] = "unmap"
-    # A host disk that is full stops the VM instead of breaking the guest's file system: it goes on once there is space.
-    policy = "rerror=report" if disk.read_only else "werror=enospc,rerror=report"
     return (
         "-add-fd", f"fd={disk.fd},set={disk.fd},opaque={_escape(str(disk.path))}",
         "-blockdev", json.dumps(node_options, separators=(",", ":")),
-        "-device", f"virtio-blk-pci,drive={node},serial={disk.serial},{policy}",
+        "-device", f"virtio-blk-pci,drive={node},serial={disk.serial},{_policy(disk)}",
     )  # fmt: skip
+
+
+def _empty_disk(node: str, disk: Disk) -> tuple[str, ...]:
+    options = {"driver": "null-co", "node-name": node, "read-only": disk.read_only, "read-zeroes": True}
+    return (
+        "-blockdev", json.dumps(options | {"size": EMPTY_BYTES}, separators=(",", ":")),
+        "-device", f"virtio-blk-pci,drive={node},serial={disk.serial},{_policy(disk)}",
+    )  # fmt: skip
+
+
+def _policy(disk: Disk) -> str:
+    # A host disk that is full stops the VM instead of breaking the guest's file system: it goes on once there is space.
+    return "rerror=report" if disk.read_only else "werror=enospc,rerror=report"
 
 
 def _escape(text: str) -> str:

@@ -15,11 +15,13 @@ from hypervisor.vmm.accel import KvmProbe, probe_kvm
 from hypervisor.vmm.argv import Accelerator, VsockPath
 from hypervisor.vmm.cgroup import Layout, detect, scope_of
 from hypervisor.vmm.config import AcceleratorWish
-from hypervisor.vmm.confine import ConfinementSupport, host_support
+from hypervisor.vmm.confine import LIBEXEC, ConfinementSupport, host_support
 
 QEMU_NAME = "qemu-system-x86_64"
 MIN_QEMU = (7, 2)
 VHOST_VSOCK = Path("/dev/vhost-vsock")
+USERFAULTFD = Path("/dev/userfaultfd")
+RAM_LIBRARY = LIBEXEC / "hv-ram.so"
 #: users of VMs when hostd is root: just above the last range that systemd hands to containers; no subuid file goes
 #: there
 VM_UIDS = (0x70000000, 0x7000FFFF)
@@ -32,6 +34,7 @@ VsockWish = Literal["auto", "kernel", "vhost-user"]
 class HostCapabilities:
     """
     :param kvm_unusable: why KVM cannot run a guest here; None: it can
+    :param lazy_ram_unusable: why guest RAM cannot be filled from a template as it is touched; None: it can
     :param vsock: which host side of vsock new VMs get
     :param uid_range: first and last of the users that VMs run as; None: they run as hostd's own user
     :param confinement: how far VMs can be confined
@@ -47,6 +50,7 @@ class HostCapabilities:
     cgroup_layout: Layout
     cgroup_scope: str
     mke2fs: Path | None
+    lazy_ram_unusable: str | None = None
 
     def choose_accelerator(self, wish: AcceleratorWish) -> Accelerator:
         """KVM where it is wished for or, with ``auto``, works.
@@ -88,7 +92,23 @@ async def probe(
         qemu=qemu, qemu_version=version, kvm_unusable=None if kvm.usable else kvm.reason, vsock=_vsock_path(vsock),
         uid_range=VM_UIDS if os.geteuid() == 0 else None, confinement=await host_support(),
         cgroup_layout=await asyncio.to_thread(detect), cgroup_scope=scope_of(state_directory), mke2fs=_which("mke2fs"),
+        lazy_ram_unusable=lazy_ram_unusable(),
     )  # fmt: skip
+
+
+def lazy_ram_unusable() -> str | None:
+    """Why clones cannot fill their RAM lazily here; None: they can.
+
+    Kernel-mode faults (QEMU's own reads into RAM, KVM's) must be delivered, so the device file is needed: the system
+    call gives an ordinary user user-mode faults only.
+    """
+    if not RAM_LIBRARY.exists():
+        return f"{RAM_LIBRARY} is missing: build it with 'make native'"
+    try:
+        os.close(os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as e:
+        return f"{USERFAULTFD}: {e.strerror} (it needs Linux 6.1 or later, and this user the right to open it)"
+    return None
 
 
 def find_program(name: str, *, package: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hypervisor.vmm.plan import LaunchPlan
-from hypervisor.vmx.config import VmxConfig, VmxFds
+from hypervisor.vmx.config import RamConfig, VmxConfig, VmxFds
 from hypervisor.vmx.process import ProcessId
 
 _ANSWER_S = 2.0
@@ -28,6 +28,7 @@ def vmx_config(plan: LaunchPlan) -> VmxConfig:
     return VmxConfig(
         directory=plan.files.vmx, guest_cid=plan.vmx.guest_cid, uid=plan.identity.uid, gid=plan.identity.uid,
         cgroups=cgroup.cgroups().paths(cgroup.name).directories, stream_limits=(plan.vmx.log_bytes,) * 2,
+        ram=None if plan.clone is None else RamConfig(ram_bytes=plan.clone.ram_bytes, mappings=plan.clone.mappings),
     )  # fmt: skip
 
 

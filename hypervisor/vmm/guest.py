@@ -26,6 +26,7 @@ class GuestImage:
 
     :param release: the kernel's ``uname -r``
     :param wire_version: the protocol version that its agent speaks
+    :param digest: of the manifest, and so of everything that it names
     """
 
     directory: Path
@@ -34,6 +35,7 @@ class GuestImage:
     root: Path
     release: str
     wire_version: int
+    digest: str = ""
 
     @classmethod
     def load(cls, directory: Path | None = None) -> GuestImage:
@@ -47,7 +49,7 @@ class GuestImage:
             files = {part: _verify(directory, part, manifest[part]) for part in ("kernel", "initrd", "root")}
             return cls(
                 directory, release=str(manifest["kernel"]["release"]),
-                wire_version=int(manifest["agent_wire_version"]), **files,
+                wire_version=int(manifest["agent_wire_version"]), digest=_digest_of(manifest), **files,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as e:
             raise HostUnfit(f"{directory / 'manifest.json'} lacks or misstates {e}: {_MEND}") from e
@@ -58,6 +60,10 @@ def default_directory() -> Path:
     if chosen := os.environ.get("HV_GUEST_DIR"):
         return Path(chosen)
     return Path(__file__).resolve().parents[2] / "guest-images" / "out"
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

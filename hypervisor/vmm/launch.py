@@ -12,6 +12,7 @@ later one fails or is cancelled::
     vmx         forked, confined          -> processes.json
     qemu        spawned through hv-confine -> processes.json
     qmp         QEMU answers
+    restore     a clone: device state loaded, guest goes on, vsock device plugged in
     ready       the caller's condition: the agent answers
 
 Every socket exists before the process that uses it, so nothing is polled for. A hostd that is killed anywhere in
@@ -34,7 +35,8 @@ from typing import Any
 
 from hypervisor.errors import InvalidInput, NotFound, Unavailable, VmFailed
 from hypervisor.vmm import records
-from hypervisor.vmm.argv import Disk, Fd
+from hypervisor.vmm.argv import VSOCK_DEVICE, Disk, Fd
+from hypervisor.vmm.capabilities import USERFAULTFD
 from hypervisor.vmm.death import VmDied, read_tails, tail_text
 from hypervisor.vmm.devices import DeviceProcesses, vmx_config
 from hypervisor.vmm.directory import Processes, VmDirectory, boot_id, disk_error, write_atomically
@@ -43,10 +45,11 @@ from hypervisor.vmm.identity import open_kernel_vsock
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp
 from hypervisor.vmm.sweep import belongs
+from hypervisor.vmm.templates.template import Template
 from hypervisor.vmm.uncut import uncut
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vmm.watch import ProcessWatch, describe_status
-from hypervisor.vmx.config import VmxFds
+from hypervisor.vmx.config import RamFds, VmxFds
 from hypervisor.vmx.process import ProcessId
 from hypervisor.vsock.address import VsockAddress
 
@@ -56,17 +59,23 @@ _DYING_S = 3.0
 #: descriptors are moved up here before they are given their numbers, so that none is overwritten by another's number
 _FD_BASE = 256
 
+#: guest RAM is shared memory that stays where it is: only the devices' state moves
+_MOVED = ("completed", "failed")
+MIGRATION = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+
 Ready = Callable[[VsockAddress], Awaitable[object]]
 
 
 async def start(
-    plan: LaunchPlan, zygote: DeviceProcesses, *, ready: Ready | None = None, ready_timeout_s: float = READY_TIMEOUT_S
-) -> RunningVm:
+    plan: LaunchPlan, zygote: DeviceProcesses, *, ready: Ready | None = None, ready_timeout_s: float = READY_TIMEOUT_S,
+    database: int | None = None,
+) -> RunningVm:  # fmt: skip
     """Start the VM that `plan` describes.
 
     Failed or cancelled at any point, it leaves no process, file, cgroup or socket.
 
     :param zygote: makes the device process
+    :param database: for a clone, the host's page-frame database (`HostFrames.reader_fd`)
     :param ready: awaited with the VM's address before the VM counts as started, at most `ready_timeout_s` seconds
     :raises VmDied: QEMU or vmx ended meanwhile; carries their last words
     :raises VmFailed: `ready` took too long; the message ends with the console's last lines
@@ -81,7 +90,10 @@ async def start(
         with phases("disk"):
             if plan.data_disk is not None:
                 await make_data_disk(plan.files.disk, plan.data_disk, plan.mke2fs)
-        vm = await _start_processes(plan, zygote, phases, undo)
+        vm = await _start_processes(plan, zygote, phases, undo, database)
+        if plan.clone is not None:
+            with phases("restore"):
+                await _restore(vm, Template.state_of(plan.clone.template))
         if ready is not None:
             with phases("ready"):
                 await _until_ready(vm, ready, ready_timeout_s)
@@ -142,10 +154,21 @@ class _Ends:
     console_out: int
     stderr: int
     stderr_out: int
-    vsock: int
+    vsock: int | None
     vsock_out: int | None
+    lazy: _LazyEnds | None
     console_log: int
     qemu_log: int
+
+
+@dataclass(frozen=True, slots=True)
+class _LazyEnds:
+    """For RAM that a preloaded library hands over: to hostd (a template is being made), or to vmx (a clone)."""
+
+    library: int
+    library_out: int
+    device: int
+    template: int | None
 
 
 async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
@@ -163,10 +186,11 @@ async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
 
 
 async def _start_processes(
-    plan: LaunchPlan, zygote: DeviceProcesses, phases: _Phases, undo: AsyncExitStack
+    plan: LaunchPlan, zygote: DeviceProcesses, phases: _Phases, undo: AsyncExitStack, database: int | None
 ) -> RunningVm:
     """vmx and QEMU, supervised by a `RunningVm` whose end `undo` then owns."""
     async with AsyncExitStack() as ends_stack:  # our copies close when both processes have theirs
+        ram: int | None = None
         with phases("sockets"):
             ends = _open_ends(plan, ends_stack)
         with phases("cgroup"):
@@ -174,19 +198,73 @@ async def _start_processes(
             paths = cgroups.create(plan.cgroup.name, plan.cgroup.limits)
             undo.push_async_callback(cgroups.remove, paths)
         with phases("vmx"):
-            streams = ((ends.console_out, ends.console_log), (ends.stderr_out, ends.qemu_log))
-            vmx_id = await zygote.fork(vmx_config(plan), VmxFds(frontend=ends.vsock_out, streams=streams))
+            vmx_id = await zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, database))
             vmx = _watched_child(vmx_id, undo)
             plan.files.write_processes(Processes(boot_id(), vmx=vmx_id))
         with phases("qemu"):
             qemu_id = _spawn_qemu(plan, ends)
             qemu = _watched_child(qemu_id, undo)
             plan.files.write_processes(Processes(boot_id(), vmx=vmx_id, qemu=qemu_id))
+        if plan.origin == "template" and ends.lazy is not None:
+            ram = await _borrow_ram(ends.lazy.library_out)
     with phases("qmp"):
         qmp = await _connect_qmp(plan, qemu, vmx)
-    vm = RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={})
+    vm = RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={}, ram=ram)
     undo.push_async_callback(vm.end_now)
     return vm
+
+
+def _vmx_fds(plan: LaunchPlan, ends: _Ends, database: int | None) -> VmxFds:
+    streams = ((ends.console_out, ends.console_log), (ends.stderr_out, ends.qemu_log))
+    lazy, ram = ends.lazy, None
+    if lazy is not None and lazy.template is not None and database is not None:
+        ram = RamFds(socket=lazy.library_out, database=database, template=lazy.template, device=lazy.device)
+    return VmxFds(frontend=ends.vsock_out, streams=streams, ram=ram)
+
+
+async def _borrow_ram(library: int) -> int:
+    """The memfd that is guest RAM, as the library in QEMU lends it; QEMU goes on once it is here."""
+    with socket.socket(fileno=os.dup(library)) as channel:
+        channel.settimeout(QMP_TIMEOUT_S)
+        body, fds, _, _ = await asyncio.to_thread(socket.recv_fds, channel, 24, 1, socket.MSG_CMSG_CLOEXEC)
+        if not body or not fds:
+            raise VmFailed("QEMU ended before it lent its RAM; see qemu.log")
+        channel.send(b"\0")
+        return fds[0]
+
+
+async def _restore(vm: RunningVm, state: Path) -> None:
+    """Loads a template's device state into a QEMU that waits for it, lets the guest go on, and gives it a vsock device.
+
+    :raises Conflict: QEMU refuses the state; :raises VmFailed: it broke while loading
+    """
+    await vm.execute("migrate-set-capabilities", MIGRATION)
+    fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        await vm.give_fd("state", fd)
+    finally:
+        os.close(fd)
+    await vm.execute("migrate-incoming", {"uri": "fd:state"})
+    await until_migrated(vm, QMP_TIMEOUT_S)
+    await vm.execute("cont")
+    if vm.plan.vmx.guest_cid is not None:
+        await vm.execute("device_add", VSOCK_DEVICE)
+
+
+async def until_migrated(vm: RunningVm, timeout_s: float) -> None:
+    """Waits for QEMU to have saved or loaded device state.
+
+    :raises VmFailed: it failed, or took longer
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            # It takes some milliseconds, and the event for it may come before we listen.
+            while (status := (await vm.execute("query-migrate")).get("status")) not in _MOVED:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+    except TimeoutError as e:
+        raise VmFailed(f"VM {vm.name}: QEMU did not move its device state within {timeout_s:g} s") from e
+    if status == "failed":
+        raise VmFailed(f"VM {vm.name}: QEMU could not move its device state; see qemu.log")
 
 
 def _open_ends(plan: LaunchPlan, stack: AsyncExitStack) -> _Ends:
@@ -201,11 +279,30 @@ def _open_ends(plan: LaunchPlan, stack: AsyncExitStack) -> _Ends:
     files = plan.files
     console, console_out = pair()
     stderr_out, stderr = (keep(fd) for fd in os.pipe())
-    vsock, vsock_out = pair() if plan.vsock == "vhost-user" else (keep(open_kernel_vsock(plan.identity.cid)), None)
+    vsock: int | None = None
+    vsock_out: int | None = None
+    if plan.vmx.guest_cid is not None:
+        vsock, vsock_out = pair()
+    elif plan.origin != "template":
+        vsock = keep(open_kernel_vsock(plan.identity.cid))
     return _Ends(
         qmp=keep(files.listen(files.qmp_socket).detach()), console=console, console_out=console_out, stderr=stderr,
-        stderr_out=stderr_out, vsock=vsock, vsock_out=vsock_out, console_log=keep(files.open_log(files.console_log)),
+        stderr_out=stderr_out, vsock=vsock, vsock_out=vsock_out, lazy=_open_lazy(plan, keep),
+        console_log=keep(files.open_log(files.console_log)),
         qemu_log=keep(files.open_log(files.qemu_log)),
+    )  # fmt: skip
+
+
+def _open_lazy(plan: LaunchPlan, keep: Callable[[int], int]) -> _LazyEnds | None:
+    if plan.origin == "boot":
+        return None
+    library, library_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    template = None
+    if plan.clone is not None:
+        template = keep(os.open(Template.ram_of(plan.clone.template), os.O_RDONLY | os.O_CLOEXEC))
+    return _LazyEnds(
+        library=keep(library.detach()), library_out=keep(library_out.detach()),
+        device=keep(os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC)), template=template,
     )  # fmt: skip
 
 
@@ -218,9 +315,13 @@ def _spawn_qemu(plan: LaunchPlan, ends: _Ends) -> ProcessId:
             stack.callback(os.close, fd)
             return fd
 
-        given = {2: ends.stderr, Fd.QMP: ends.qmp, Fd.CONSOLE: ends.console, Fd.VSOCK: ends.vsock}
+        given: dict[int, int] = {2: ends.stderr, Fd.QMP: ends.qmp, Fd.CONSOLE: ends.console}
+        if ends.vsock is not None:
+            given[Fd.VSOCK] = ends.vsock
+        if ends.lazy is not None:
+            given |= {Fd.RAM: ends.lazy.library, Fd.USERFAULTFD: ends.lazy.device}
         given[0] = given[1] = keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        given |= {disk.fd: keep(_open_disk(disk)) for disk in plan.disks}
+        given |= {disk.fd: keep(_open_disk(disk, disk.path)) for disk in plan.disks if disk.path is not None}
         high = {number: keep(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_BASE)) for number, fd in given.items()}
         actions = [(os.POSIX_SPAWN_DUP2, fd, int(number)) for number, fd in high.items()]
         try:
@@ -233,13 +334,13 @@ def _spawn_qemu(plan: LaunchPlan, ends: _Ends) -> ProcessId:
     return ProcessId.of(pid)
 
 
-def _open_disk(disk: Disk) -> int:
+def _open_disk(disk: Disk, path: Path) -> int:
     try:
-        return os.open(disk.path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
+        return os.open(path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
     except FileNotFoundError as e:
-        raise NotFound(f"disk {disk.serial}: there is no {disk.path}") from e
+        raise NotFound(f"disk {disk.serial}: there is no {path}") from e
     except OSError as e:
-        raise disk_error(e, f"disk {disk.serial}: cannot open {disk.path}") from e
+        raise disk_error(e, f"disk {disk.serial}: cannot open {path}") from e
 
 
 def _watched(process: ProcessId, undo: AsyncExitStack) -> ProcessWatch:

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from hypervisor.vmm import argv as qemu_argv
-from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, VsockPath
-from hypervisor.vmm.capabilities import HostCapabilities
+from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, Origin, VsockPath
+from hypervisor.vmm.capabilities import RAM_LIBRARY, HostCapabilities
 from hypervisor.vmm.cgroup import Cgroups, Layout, Limits
 from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, DataDisk, VmConfig
 from hypervisor.vmm.confine import Confinement, confined_argv, qemu_view
@@ -27,6 +28,8 @@ OVERHEAD_PIDS = 128
 #: environment variable by which `sweep` knows a VM's QEMU
 MARK = "PODVISOR_VM"
 _QEMU_FILES = 1024
+#: image disks that a template has places for; a pod with more distinct images starts cold
+IMAGE_SLOTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +58,22 @@ class VmxPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClonePlan:
+    """What a clone starts from.
+
+    :param template: folder of the template (see `hypervisor.vmm.templates`)
+    :param mappings: pages of guest RAM as (first page, pages, VAD, first page of the VAD)
+    """
+
+    template: Path
+    ram_bytes: int
+    mappings: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchPlan:
     """
+    :param origin: how the guest comes to life; `clone` says from what
     :param argv: QEMU's command line before confinement
     :param disks: in the order of the guest's /dev/vd*
     """
@@ -73,6 +90,8 @@ class LaunchPlan:
     vmx: VmxPlan
     confinement: Confinement
     cgroup: CgroupPlan
+    origin: Origin = "boot"
+    clone: ClonePlan | None = None
 
     @property
     def files(self) -> VmDirectory:
@@ -91,32 +110,76 @@ class LaunchPlan:
         return confined_argv(self.confinement, self.argv)
 
 
-def plan_launch(config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity) -> LaunchPlan:
+def plan_launch(
+    config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity, *,
+    clone: ClonePlan | None = None,
+) -> LaunchPlan:  # fmt: skip
     """Decide everything about a start; a pure function but for looking at which of QEMU's own files exist.
 
     :param directory: the VM's state folder to be; absolute, must not exist when it is started
     :param identity: of `IdentityPool.take`
+    :param clone: start from this template, which must be `template_plan`'s of the same config
     :raises InvalidInput: the path is too long for sockets
     :raises HostUnfit: KVM is wished for and does not work
     """
+    disks = _disks(config, directory)
+    if clone is not None:
+        disks += _empty_slots(len(config.image_disks))
+    return _plan(config, capabilities, directory, identity, "boot" if clone is None else "clone", disks, clone)
+
+
+def plan_template(
+    config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity
+) -> LaunchPlan | None:
+    """The plan for making the template that VMs like `config` can be cloned from; None when they must start cold.
+
+    It depends on nothing of `config` but what a clone cannot change: memory, CPUs, network, guest image, accelerator.
+    """
+    if capabilities.lazy_ram_unusable or capabilities.vsock != "vhost-user" or config.kernel_arguments:
+        return None
+    if len(config.image_disks) > IMAGE_SLOTS or config.data_disk is None:
+        return None
+    empty = dataclasses.replace(config, name="template", image_disks=(), data_disk=None)
+    data = Disk(serial=DATA_SERIAL, path=None, read_only=False, fd=Fd.DISKS + 1)
+    disks = (*_disks(empty, directory), data, *_empty_slots(0))
+    return _plan(empty, capabilities, directory, identity, "template", disks, None)
+
+
+def _empty_slots(used: int) -> tuple[Disk, ...]:
+    """Image disks that are none, after root, data and `used` real ones."""
+    return tuple(
+        Disk(serial=f"empty-{i}", path=None, read_only=True, fd=Fd.DISKS + 2 + i) for i in range(used, IMAGE_SLOTS)
+    )
+
+
+def _plan(
+    config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity, origin: Origin,
+    disks: tuple[Disk, ...], clone: ClonePlan | None,
+) -> LaunchPlan:  # fmt: skip
     VmDirectory(directory).check_path()
     accelerator = capabilities.choose_accelerator(config.accelerator)
-    disks = _disks(config, directory)
     machine = Machine(
         qemu=capabilities.qemu, name=config.name, accelerator=accelerator, memory_bytes=config.memory_bytes,
         vcpus=config.vcpus, kernel=config.guest.kernel, initrd=config.guest.initrd,
-        cmdline=qemu_argv.kernel_command_line(config.kernel_arguments), disks=disks, vsock=capabilities.vsock,
-        cid=identity.cid, mac=qemu_argv.mac_of(identity.cid) if config.net == "user" else None,
+        cmdline=qemu_argv.kernel_command_line(_template_arguments(origin, config)), disks=disks,
+        vsock=capabilities.vsock, cid=identity.cid, origin=origin,
+        # a clone has its template's: QEMU's user network keeps each VM's to itself
+        mac=qemu_argv.mac_of(identity.cid if origin == "boot" else 0) if config.net == "user" else None,
     )  # fmt: skip
     cgroup = _cgroup(config, capabilities, directory)
+    serves_vsock = origin != "template" and capabilities.vsock == "vhost-user"
     return LaunchPlan(
         name=config.name, directory=directory, identity=identity, accelerator=accelerator, vsock=capabilities.vsock,
         argv=qemu_argv.render_argv(machine), disks=disks, data_disk=config.data_disk, mke2fs=capabilities.mke2fs,
-        vmx=VmxPlan(
-            guest_cid=None if capabilities.vsock == "kernel" else identity.cid, log_bytes=config.console_bytes
-        ),
+        vmx=VmxPlan(guest_cid=identity.cid if serves_vsock else None, log_bytes=config.console_bytes),
         confinement=_confinement(config, capabilities, machine, directory, identity, cgroup), cgroup=cgroup,
+        origin=origin, clone=clone,
     )  # fmt: skip
+
+
+def _template_arguments(origin: Origin, config: VmConfig) -> tuple[str, ...]:
+    """A guest that becomes a template says so on its console; its clones have the same command line in their RAM."""
+    return config.kernel_arguments if origin == "boot" else ("podvisor.template",)
 
 
 def _disks(config: VmConfig, directory: Path) -> tuple[Disk, ...]:
@@ -149,17 +212,29 @@ def _confinement(
 ) -> Confinement:  # fmt: skip
     support = capabilities.confinement
     private = support.private_root
+    lazy = machine.origin != "boot"
     view = (*qemu_view(machine.qemu), machine.kernel, machine.initrd) if private else ()
+    fds = [Fd.QMP, Fd.CONSOLE, *(d.fd for d in machine.disks if d.path is not None)]
+    fds += [Fd.VSOCK] if machine.origin != "template" else []
+    fds += [Fd.RAM, Fd.USERFAULTFD] if lazy else []
     return Confinement(
         uid=identity.uid, gid=identity.uid, cgroups=cgroup.cgroups().paths(cgroup.name).directories,
-        private_root=private, user_namespace=support.user_namespace, ro_binds=view,
+        private_root=private, user_namespace=support.user_namespace,
+        ro_binds=(*view, RAM_LIBRARY) if private and lazy else view,
         devices=("kvm",) if private and machine.accelerator == "kvm" else (),
         new_network=private and config.net == "none", rlimits=(("core", 0), ("nofile", _QEMU_FILES)),
-        keep_fds=tuple(sorted((Fd.QMP, Fd.CONSOLE, Fd.VSOCK, *(d.fd for d in machine.disks)))),
-        environment=environment(directory),
+        keep_fds=tuple(sorted(int(fd) for fd in fds)),
+        environment=(*environment(directory), *(_ram_environment(machine) if lazy else ())),
     )  # fmt: skip
 
 
 def environment(directory: Path) -> tuple[tuple[str, str], ...]:
     """All of QEMU's environment."""
     return (("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), (MARK, str(directory)))
+
+
+def _ram_environment(machine: Machine) -> tuple[tuple[str, str], ...]:
+    """What the preloaded library is told; see csrc/memory/preload.c."""
+    mode = "serve" if machine.origin == "clone" else "lend"
+    ram = f"{machine.memory_bytes}:{Fd.RAM:d}:{mode}:{Fd.USERFAULTFD:d}"
+    return (("LD_PRELOAD", str(RAM_LIBRARY)), ("HV_RAM", ram))

@@ -101,6 +101,11 @@ class Qmp:
         except QMPError as e:
             raise ProtocolError(f"QEMU of VM {self._name} answered {command} with no QMP reply") from e
 
+    async def give_fd(self, name: str, fd: int) -> None:
+        """Hands over a duplicate of `fd`; ``getfd``. Raises as `execute`."""
+        self._client.send_fd_scm(fd)
+        await self.execute("getfd", {"fdname": name})
+
     async def status(self) -> str:
         """QEMU's RunState: ``running``, ``paused``, ``io-error``, ``shutdown`` ..."""
         return str((await self.execute("query-status"))["status"])

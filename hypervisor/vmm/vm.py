@@ -89,9 +89,11 @@ class RunningVm:
     """
 
     def __init__(
-        self, plan: LaunchPlan, *, qemu: ProcessWatch, vmx: ProcessWatch, qmp: Qmp, timings: Mapping[str, float]
-    ) -> None:
+        self, plan: LaunchPlan, *, qemu: ProcessWatch, vmx: ProcessWatch, qmp: Qmp, timings: Mapping[str, float],
+        ram: int | None = None,
+    ) -> None:  # fmt: skip
         self.plan = plan
+        self._ram = ram
         self.timings = dict(timings)
         self._qemu = qemu
         self._vmx = vmx
@@ -115,6 +117,20 @@ class RunningVm:
     def pids(self) -> Mapping[str, int]:
         """Process ids of ``qemu`` and ``vmx``."""
         return {"qemu": self._qemu.process.pid, "vmx": self._vmx.process.pid}
+
+    @property
+    def borrowed_ram(self) -> int:
+        """The memfd that is guest RAM, of a VM that is to become a template. Closed with the VM.
+
+        :raises Conflict: another kind of VM
+        """
+        if self._ram is None:
+            raise Conflict(f"VM {self.name} is not being made a template")
+        return self._ram
+
+    async def give_fd(self, name: str, fd: int) -> None:
+        """Hands QEMU a duplicate of `fd` under a name that QMP commands may use. Raises as `execute`."""
+        await (await self._connected()).give_fd(name, fd)
 
     @property
     def dead(self) -> bool:
@@ -329,6 +345,9 @@ class RunningVm:
         await self._qmp.close()
         self._qemu.close()
         self._vmx.close()
+        if self._ram is not None:
+            os.close(self._ram)
+            self._ram = None
 
 
 async def _next_within(resets: asyncio.Queue[QmpEvent], seconds: float) -> bool:

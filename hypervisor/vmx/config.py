@@ -20,6 +20,22 @@ DEFAULT_CONNECTIONS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
+class RamConfig:
+    """Guest RAM that is filled from a template as it is touched.
+
+    :param ram_bytes: its size
+    :param mappings: pages of RAM as (first page, pages, VAD, first page of the VAD), not overlapping; the VADs are in
+        the page-frame database whose descriptor comes along (`VmxFds.ram`) and read from source `source`
+    :param around_pages: fault-around window, a power of two
+    """
+
+    ram_bytes: int
+    mappings: tuple[tuple[int, int, int, int], ...]
+    source: int = 0
+    around_pages: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
 class VmxConfig:
     """One VM's device process.
 
@@ -32,6 +48,7 @@ class VmxConfig:
     :param stream_limits: for each stream whose descriptors are given (`VmxFds.streams`): its log's greatest size in
     bytes
     :param log_max_bytes: vmx.log never grows beyond this
+    :param ram: guest RAM is filled lazily, by this process
     """
 
     directory: Path
@@ -42,6 +59,7 @@ class VmxConfig:
     vsock: VsockLimits = field(default_factory=VsockLimits)
     stream_limits: tuple[int, ...] = ()
     log_max_bytes: int = 1024 * 1024
+    ram: RamConfig | None = None
 
     def validate(self) -> Self:
         """Itself. Raises `InvalidInput` naming the field."""
@@ -81,7 +99,26 @@ class VmxConfig:
         value["cgroups"] = tuple(Path(path) for path in value["cgroups"])
         value["vsock"] = VsockLimits(**value["vsock"])
         value["stream_limits"] = tuple(value["stream_limits"])
+        if value["ram"] is not None:
+            value["ram"]["mappings"] = tuple(tuple(m) for m in value["ram"]["mappings"])
+            value["ram"] = RamConfig(**value["ram"])
         return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RamFds:
+    """Descriptors for lazily filled RAM.
+
+    :param socket: connected to the library in QEMU that hands over the userfaultfd (csrc/memory/preload.c)
+    :param database: the host's page-frame database, which this process only reads
+    :param template: the file that the VADs read from
+    :param device: /dev/userfaultfd, open
+    """
+
+    socket: int
+    database: int
+    template: int
+    device: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +132,13 @@ class VmxFds:
 
     frontend: int | None = None
     streams: tuple[tuple[int, int], ...] = ()
+    ram: RamFds | None = None
 
     def flat(self) -> list[int]:
         """In the order in which they travel."""
-        return [*([] if self.frontend is None else [self.frontend]), *(fd for pair in self.streams for fd in pair)]
+        frontend = [] if self.frontend is None else [self.frontend]
+        ram = [] if self.ram is None else [self.ram.socket, self.ram.database, self.ram.template, self.ram.device]
+        return [*frontend, *(fd for pair in self.streams for fd in pair), *ram]
 
 
 NO_FDS = VmxFds()

@@ -35,6 +35,7 @@ from hypervisor.vmx.config import CONTROL_SOCKET, FRONTEND_SOCKET, HOST_SOCKET, 
 from hypervisor.vmx.console import StreamLog, StreamLogs
 from hypervisor.vmx.control import ControlServer
 from hypervisor.vmx.process import ProcessId
+from hypervisor.vmx.ram import LazyRam
 from hypervisor.vsock.backend import VhostUserVsock, bind_listener
 
 _DRAIN_SECONDS = 2.0
@@ -65,11 +66,14 @@ class Device:
         self._stop_reason = "QEMU has hung up"
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._made: list[Path] = []
+        self._ram = self._make_ram(config, fds)
         self._vsock = None if config.guest_cid is None else self._make_vsock(config, config.guest_cid, fds)
         self._has_streams = bool(fds.streams)
         pairs = zip(fds.streams, config.stream_limits, strict=True)
         self._logs = StreamLogs([StreamLog(source, sink, size) for (source, sink), size in pairs])
         calls = {"stats": self.stats, "ping": dict, "stop": lambda: self.stop("told to stop")}
+        if self._ram is not None:
+            calls["working-set"] = self._ram.working_set
         self._control = ControlServer(self._bind(CONTROL_SOCKET), calls)
 
     def _bind(self, name: str) -> socket.socket:
@@ -88,13 +92,20 @@ class Device:
             guest_cid=cid,
             limits=config.vsock,
             exit_on_disconnect=True,
+            map_hook=self._ram.map_hook if self._ram is not None else None,
         )
+
+    def _make_ram(self, config: VmxConfig, fds: VmxFds) -> LazyRam | None:
+        if config.ram is None or fds.ram is None:
+            return None
+        return LazyRam(config.ram, fds.ram, failed=lambda reason: self.stop(f"guest RAM: {reason}"))
 
     def stats(self) -> dict[str, Any]:
         """Counters for the control socket."""
+        ram = None if self._ram is None else self._ram.stats()
         if self._vsock is None:
-            return {"vsock": None, "fault": ""}
-        return {"vsock": self._vsock.stats(), "fault": self._vsock.fault}
+            return {"vsock": None, "fault": "", "ram": ram}
+        return {"vsock": self._vsock.stats(), "fault": self._vsock.fault, "ram": ram}
 
     def stop(self, reason: str) -> None:
         """Makes `serve` return soon. Safe in a signal handler."""
@@ -105,6 +116,8 @@ class Device:
     def start(self) -> None:
         """Starts the threads. QEMU is gone when it leaves the vsock device, or when every stream from it has ended."""
         self._logs.start()
+        if self._ram is not None:
+            self._ram.start()
         waits = [*([self._run_vsock] if self._vsock else []), *([self._logs.join] if self._has_streams else [])]
         for wait in waits:
             threading.Thread(target=self._then_wake, args=(wait,), name="device", daemon=True).start()

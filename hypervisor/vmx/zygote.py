@@ -32,10 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from hypervisor.errors import ProtocolError, Timeout, Unavailable, VmFailed
-from hypervisor.vmx.config import NO_FDS, VmxConfig, VmxFds
+from hypervisor.vmx.config import NO_FDS, RamFds, VmxConfig, VmxFds
 from hypervisor.vmx.process import ProcessId
 
-_MAX_REQUEST = 64 * 1024
+#: the extents of a template that is much fragmented are the most of it
+_MAX_REQUEST = 128 * 1024
 _MAX_FDS = 32
 _FORK_SECONDS = 15.0
 
@@ -105,7 +106,12 @@ class Zygote:
 
     def _request(self, config: VmxConfig, descriptors: list[int], fds: VmxFds) -> None:
         packet = json.dumps(
-            {"config": config.to_json().decode(), "frontend": fds.frontend is not None, "streams": len(fds.streams)}
+            {
+                "config": config.to_json().decode(),
+                "frontend": fds.frontend is not None,
+                "streams": len(fds.streams),
+                "ram": fds.ram is not None,
+            }
         ).encode()
         try:
             socket.send_fds(self._sock, [packet], descriptors)
@@ -179,7 +185,10 @@ def _parse_request(data: bytes, descriptors: list[int]) -> tuple[VmxConfig, VmxF
     rest = iter(descriptors[1:])
     frontend = next(rest) if value["frontend"] else None
     streams = tuple((next(rest), next(rest)) for _ in range(value["streams"]))
-    return VmxConfig.from_json(value["config"].encode()), VmxFds(frontend=frontend, streams=streams)
+    ram = None
+    if value["ram"]:
+        ram = RamFds(socket=next(rest), database=next(rest), template=next(rest), device=next(rest))
+    return VmxConfig.from_json(value["config"].encode()), VmxFds(frontend=frontend, streams=streams, ram=ram)
 
 
 def _fork_one(data: bytes, descriptors: list[int]) -> None:
@@ -223,7 +232,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for module in ("hypervisor.vmx.device", "hypervisor.vsock._vsock"):
+    for module in ("hypervisor.vmx.device", "hypervisor.vmx.ram", "hypervisor.vsock._vsock"):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that children share these pages

@@ -49,6 +49,7 @@ class VhostUserVsock:
     :param frontend: Unix socket for QEMU's vhost-user-vsock-pci: a listening one, or one already connected to it
     :param host: listening Unix socket for programs of this host (``CONNECT <port>``)
     :param uds_path: the guest's connections to port N of CID 2 go to the Unix socket ``<uds_path>_N``
+    :param map_hook: function and context, as addresses, told of each mapping of guest memory (see csrc/vsock/vsock.h)
     :param exit_on_disconnect: the device ends when its front end has gone, instead of waiting for the next one
 
     Takes both sockets over. Raises `InvalidInput` or `ResourceExhausted`; then the sockets are closed.
@@ -63,12 +64,14 @@ class VhostUserVsock:
         guest_cid: int,
         limits: VsockLimits = VsockLimits(),
         exit_on_disconnect: bool = False,
+        map_hook: tuple[int, int] | None = None,
     ) -> None:
         # Imported late and untyped: only a device process needs the extension, which lint and types do without.
         extension: Any = importlib.import_module("hypervisor.vsock._vsock")
         self._ffi: Any = extension.ffi
         self._lib: Any = extension.lib
         self._path = self._ffi.new("char[]", uds_path.encode())
+        self._map_hook = map_hook
         self._handle: Any = self._create(frontend, host, guest_cid, limits, exit_on_disconnect)
         self._thread: threading.Thread | None = None
         self._error = 0
@@ -82,6 +85,10 @@ class VhostUserVsock:
         config.uds_path, config.guest_cid, config.exit_on_disconnect = self._path, cid, once
         for name in VsockLimits.__dataclass_fields__:
             setattr(config, name, getattr(limits, name))
+        if self._map_hook is not None:
+            function, context = self._map_hook
+            config.map_hook = self._ffi.cast("int (*)(void *, int, void *, uint64_t, uint64_t)", function)
+            config.map_context = self._ffi.cast("void *", context)
         out, err = self._ffi.new("struct pv_vsock **"), self._ffi.new("int *")
         frontend.setblocking(False)
         host.setblocking(False)

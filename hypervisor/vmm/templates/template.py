@@ -80,13 +80,23 @@ class Template:
     path: Path
     manifest: Manifest
 
+    @staticmethod
+    def ram_of(path: Path) -> Path:
+        """Guest RAM of the template in `path`."""
+        return path / "ram"
+
+    @staticmethod
+    def state_of(path: Path) -> Path:
+        """Device state of the template in `path`."""
+        return path / "state"
+
     @property
     def ram(self) -> Path:
-        return self.path / "ram"
+        return self.ram_of(self.path)
 
     @property
     def state(self) -> Path:
-        return self.path / "state"
+        return self.state_of(self.path)
 
     @classmethod
     def load(cls, path: Path, key: TemplateKey) -> Template | None:

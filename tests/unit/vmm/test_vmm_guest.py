@@ -37,7 +37,14 @@ def edit(image: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_load(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HV_GUEST_DIR", str(image))
     loaded = GuestImage.load()
-    assert loaded == GuestImage(image, image / "kernel", image / "initrd", image / "root", "6.1.0", 1)
+    expected = GuestImage(image, image / "kernel", image / "initrd", image / "root", "6.1.0", 1, loaded.digest)
+    assert loaded == expected
+
+
+def test_the_digest_tells_images_apart(image: Path) -> None:
+    before = GuestImage.load(image).digest
+    edit(image, lambda m: m.update(packages={"crun": "2"}))
+    assert GuestImage.load(image).digest != before
 
 
 BREAKS: dict[str, Callable[[Path], object]] = {

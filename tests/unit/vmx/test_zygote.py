@@ -79,16 +79,23 @@ async def test_confined(short_path: Path) -> None:
         assert Path(f"/proc/{vmx.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
 
 
+def sockets_of(pid: int) -> list[str]:
+    return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if "socket:" in str(path.readlink())]
+
+
 async def test_keeps_no_descriptor_of_others(short_path: Path) -> None:
     """Its own sockets, pipe, epoll and log only: neither the zygote's socket nor anything that hostd had open."""
     secret_read, secret_write = os.pipe()
     os.set_inheritable(secret_read, True)
     try:
         async with Zygote.start() as zygote, ended(await zygote.fork(config_in(short_path))) as vmx:
+            # It tells us that it serves, and closes the socket that it told us through just after.
+            async with asyncio.timeout(5):
+                while len(sockets_of(vmx.pid)) > 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
             descriptors = [path.readlink() for path in Path(f"/proc/{vmx.pid}/fd").iterdir()]
             assert Path(f"/proc/self/fd/{secret_read}").readlink() not in descriptors
-            sockets = [str(d) for d in descriptors if str(d).startswith("socket:")]
-            assert len(sockets) == 3  # vhost-user, host side, control
+            assert len(sockets_of(vmx.pid)) == 3  # vhost-user, host side, control
             assert len(descriptors) <= 12
     finally:
         os.close(secret_read)
