@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .caps import effective
+from .seccomp import Filter
 from .spec import ContainerSpec, User
 
 NOFILE = (1024, 524288)
@@ -59,7 +60,7 @@ class Context(NamedTuple):
     cgroup: str
     user: User
     binds: list[Bind]
-    seccomp: dict[str, Any] | None
+    seccomp: Filter | None
     pid_namespace: str | None = None
 
 
@@ -75,13 +76,16 @@ def environment(env: list[str], user: User, tty: bool) -> list[str]:
 
 def config(spec: ContainerSpec, context: Context) -> dict[str, Any]:
     """The whole config.json."""
-    return {
+    found = {
         "ociVersion": "1.0.2",
         "root": {"path": context.rootfs, "readonly": spec.read_only_root},
         "process": _process(spec, context),
         "mounts": _mounts(spec, context),
         "linux": _linux(spec, context),
     }
+    if context.seccomp is not None and context.seccomp.compiled is not None:
+        found["annotations"] = {"run.oci.seccomp_bpf_data": context.seccomp.compiled}
+    return found
 
 
 def _process(spec: ContainerSpec, context: Context) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def _linux(spec: ContainerSpec, context: Context) -> dict[str, Any]:
         "resources": resources(spec),
     }
     if context.seccomp is not None:
-        linux["seccomp"] = context.seccomp
+        linux["seccomp"] = context.seccomp.profile
     if not spec.privileged:
         linux["maskedPaths"] = MASKED_PATHS
         linux["readonlyPaths"] = READONLY_PATHS

@@ -123,6 +123,8 @@ class Engine:
                 pid = await launch.run_crun(container, bundle.config(spec, context), self.reaper)
                 status = self.reaper.watch(pid)
             container.now_running(pid, _pidfd(pid), context.user)
+            if context.seccomp is not None:
+                self._profiles.learn(_capabilities(spec), f"{launch.CRUN_STATE}/{spec.name}/seccomp.bpf")
         finally:
             container.root.release_binds()
         container.exec_prefix = container_prefix(container)
@@ -145,14 +147,13 @@ class Engine:
             user = resolve(spec.user, read_in_root(root, "etc/passwd"), read_in_root(root, "etc/group"))
         finally:
             os.close(root)
-        capabilities = effective(spec.cap_add, spec.cap_drop, spec.privileged)
         wants_filter = spec.seccomp == SECCOMP_DEFAULT and not spec.privileged
         return bundle.Context(
             rootfs=container.root.path,
             cgroup=container.cgroup.path,
             user=user,
             binds=self._binds(spec, container.root),
-            seccomp=self._profiles.get(capabilities) if wants_filter else None,
+            seccomp=self._profiles.get(_capabilities(spec)) if wants_filter else None,
             pid_namespace=self.pid_namespace,
         )
 
@@ -284,6 +285,10 @@ class Engine:
                 raise from_os(f"container {name}: {'pause' if frozen else 'resume'}", e) from e
             if container.state != EXITED:
                 container.state = PAUSED if frozen else RUNNING
+
+
+def _capabilities(spec: ContainerSpec) -> list[str]:
+    return effective(spec.cap_add, spec.cap_drop, spec.privileged)
 
 
 def _send(pid: int, number: int) -> None:

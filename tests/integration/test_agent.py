@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 import tarfile
 import threading
 import time
@@ -232,6 +233,32 @@ def test_exec_is_confined_as_the_container_is(vm: AgentVm) -> None:
     assert one == own
     assert "NoNewPrivs:\t1" in own and "CapBnd:\t0000000000002000" in own and "Uid:\t65534" in own
     vm.call("container.stop", name="dropped", grace_s=0)
+
+
+PROBE = "int main(void) { extern int personality(unsigned long); return personality(0x40000) != -1; }"
+
+
+def test_a_filter_that_is_used_again_filters_as_before(vm: AgentVm, tmp_path: Path) -> None:
+    """The probe asks for a personality that the default filter refuses: 0 refused, 1 allowed."""
+    subprocess.run(["cc", "-static", "-x", "c", "-", "-o", tmp_path / "probe"], input=PROBE.encode(), check=True)
+    for name, seccomp, allowed in (
+        ("twin", "runtime/default", 0),
+        ("twin", "runtime/default", 0),
+        ("open", "unconfined", 1),
+    ):
+        vm.start(name, "sh", "-c", "until [ -x /probe ]; do sleep 0.05; done; sleep 1; exec /probe", seccomp=seccomp)
+        send_file(vm, name, tmp_path / "probe")
+        assert vm.run(name, "/probe").code == allowed
+        assert vm.wait_exited(name)["exit_code"] == allowed
+
+
+def send_file(vm: AgentVm, name: str, path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(path, path.name)
+    with vm.stream("archive.put", container=name, path="/") as stream:
+        feed(stream, buffer.getvalue())
+        assert stream.finish().body == {"error": None}
 
 
 @pytest.mark.parametrize(

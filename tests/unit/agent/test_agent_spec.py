@@ -14,6 +14,7 @@ from hypervisor.agent import seccomp, setup
 from hypervisor.agent.bundle import Bind, Context, config, environment
 from hypervisor.agent.caps import DEFAULT, NAMES, effective, mask
 from hypervisor.agent.errors import AgentError
+from hypervisor.agent.seccomp import Filter, Profiles
 from hypervisor.agent.spec import User, parse_spec
 from hypervisor.agent.users import resolve
 
@@ -113,7 +114,7 @@ def test_config_json_is_as_it_was(name: str) -> None:
     spec = parse_spec({"plain": PLAIN, "full": FULL, "privileged": PLAIN | {"privileged": True}}[name])
     user = resolve(spec.user, PASSWD, GROUP)
     binds = [Bind("/data/x", "/deep/er/path", False), Bind("/data/y", "/deep", True)]
-    profile = {"defaultAction": "SCMP_ACT_ERRNO"} if name == "full" else None
+    profile = Filter({"defaultAction": "SCMP_ACT_ERRNO"}, "AAAA") if name == "full" else None
     made = config(spec, Context("/root/fs", f"/podvisor/{name}", user, binds, profile, None))
     golden = GOLDEN / f"{name}.json"
     if not golden.exists():  # delete a file to make it anew
@@ -198,3 +199,19 @@ def test_rules_that_depend_on_capabilities() -> None:
     assert [r["action"] for r in without["syscalls"]] == ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"]
     assert [r["action"] for r in having["syscalls"]] == ["SCMP_ACT_ALLOW", "SCMP_ACT_ALLOW"]
     assert without["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+
+
+def test_compiled_filters_are_used_again(tmp_path: Path) -> None:
+    profile = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}
+    (tmp_path / "seccomp.json").write_text(json.dumps(profile))
+    (tmp_path / "seccomp-1.bpf").write_bytes(bytes(16))
+    (tmp_path / "compiled").write_bytes(bytes(8))
+    (tmp_path / "torn").write_bytes(bytes(9))
+    profiles = Profiles(str(tmp_path / "seccomp.json"))
+    assert profiles.get(["CAP_CHOWN"]) == Filter({"defaultAction": "SCMP_ACT_ERRNO"}, "AAAAAAAAAAAAAAAAAAAAAA==")
+    assert profiles.get([]).profile["syscalls"] == profile["syscalls"]
+    for name in ("none", "torn"):
+        profiles.learn([], str(tmp_path / name))
+        assert profiles.get([]).compiled is None
+    profiles.learn([], str(tmp_path / "compiled"))
+    assert profiles.get([]) == Filter({"defaultAction": "SCMP_ACT_ERRNO"}, "AAAAAAAAAAA=")
