@@ -14,6 +14,7 @@ from hypervisor.errors import InvalidInput
 PULL_POLICIES = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}
 RESTART_POLICIES = {"no": "Never", "on-failure": "OnFailure", "always": "Always"}
 NET_ANNOTATION = "podvisor.dev/net"
+COLD_ANNOTATION = "podvisor.dev/cold"
 MAX_NAME = 63
 
 _ADJECTIVES = """
@@ -59,6 +60,7 @@ class RunOptions:
     read_only: bool = False
     restart: str = "no"
     labels: Sequence[str] = ()
+    cold: bool = False
 
 
 def build_pod(options: RunOptions) -> dict[str, Any]:
@@ -70,8 +72,11 @@ def build_pod(options: RunOptions) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": options.name}
     if options.labels:
         metadata["labels"] = dict(_pair(text, "--label") for text in options.labels)
-    if options.net != "user":
-        metadata["annotations"] = {NET_ANNOTATION: options.net}
+    annotations = {NET_ANNOTATION: options.net} if options.net != "user" else {}
+    if options.cold:
+        annotations[COLD_ANNOTATION] = "true"
+    if annotations:
+        metadata["annotations"] = annotations
     spec: dict[str, Any] = {"restartPolicy": RESTART_POLICIES[options.restart], "containers": []}
     spec["containers"].append(_container(options, mounts))
     if options.hostname:

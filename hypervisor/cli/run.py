@@ -73,6 +73,7 @@ _OPTIONS = (
         help="When to start the container again after it ended.",
     ),
     click.option("-l", "--label", "labels", multiple=True, metavar="K=V", help="Label the pod."),
+    click.option("--cold", is_flag=True, help="Boot the VM instead of cloning it from a template."),
     click.option("--timing", is_flag=True, help="Add one JSON object with the time of each phase to stderr."),
 )
 

@@ -26,7 +26,8 @@ ANNOTATION_PREFIX = "podvisor.dev/"
 NET_ANNOTATION = ANNOTATION_PREFIX + "net"
 DISK_ANNOTATION = ANNOTATION_PREFIX + "disk-size"
 TIMING_ANNOTATION = ANNOTATION_PREFIX + "timing"
-_OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION)
+COLD_ANNOTATION = ANNOTATION_PREFIX + "cold"
+_OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION, COLD_ANNOTATION)
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONTAINERS = 64
@@ -128,6 +129,7 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
         host_aliases=_host_aliases(spec.get("hostAliases") or ()),
         network=_network(spec, annotations),
         disk_bytes=_disk_size(annotations),
+        cold=_cold(annotations),
     )
 
 
@@ -162,6 +164,11 @@ def _annotations(annotations: Mapping[str, str | None]) -> dict[str, str]:
         if key.startswith(ANNOTATION_PREFIX) and key != TIMING_ANNOTATION:
             one_of(key, _OWN_ANNOTATIONS, where=where)
     return {key: value or "" for key, value in annotations.items() if key != TIMING_ANNOTATION}
+
+
+def _cold(annotations: Mapping[str, str]) -> bool:
+    where = field_path("metadata.annotations", COLD_ANNOTATION)
+    return one_of(annotations.get(COLD_ANNOTATION, "false"), ("true", "false"), where=where) == "true"
 
 
 def _volumes(items: tuple[Object, ...]) -> dict[str, Volume]:

@@ -95,7 +95,9 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class PodSpec:
-    """One pod. Containers keep the manifest's order; `grace_s` and `deadline_s` are seconds."""
+    """One pod. Containers keep the manifest's order; `grace_s` and `deadline_s` are seconds; a `cold` one's VM boots
+    instead of being cloned from a template.
+    """
 
     namespace: str
     name: str
@@ -112,6 +114,7 @@ class PodSpec:
     host_aliases: tuple[tuple[str, str], ...] = ()
     network: Network = Network()
     disk_bytes: int | None = None
+    cold: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

@@ -93,6 +93,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("label value", metadata(labels={"a": "x y"}), "metadata.labels.a: 'x y' is no label value"),
     ("own annotation", metadata(annotations={"podvisor.dev/nte": "x"}), "'podvisor.dev/nte' is not one of"),
     ("network", metadata(annotations={"podvisor.dev/net": "host"}), "'host' is not one of user, none"),
+    ("cold", metadata(annotations={"podvisor.dev/cold": "yes"}), "podvisor.dev/cold"),
     ("disk size", metadata(annotations={"podvisor.dev/disk-size": "big"}), "'big' is no quantity"),
     (
         "same name twice",
