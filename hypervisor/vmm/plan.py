@@ -161,7 +161,7 @@ def _plan(
     machine = Machine(
         qemu=capabilities.qemu, name=config.name, accelerator=accelerator, memory_bytes=config.memory_bytes,
         vcpus=config.vcpus, kernel=config.guest.kernel, initrd=config.guest.initrd,
-        cmdline=qemu_argv.kernel_command_line(_template_arguments(origin, config)), disks=disks,
+        cmdline=qemu_argv.kernel_command_line(accelerator, _template_arguments(origin, config)), disks=disks,
         vsock=capabilities.vsock, cid=identity.cid, origin=origin,
         # a clone has its template's: QEMU's user network keeps each VM's to itself
         mac=qemu_argv.mac_of(identity.cid if origin == "boot" else 0) if config.net == "user" else None,

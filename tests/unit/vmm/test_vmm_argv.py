@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypervisor.vmm.capabilities import HostCapabilities
 from hypervisor.vmm.config import MIB, ImageDisk, VmConfig
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import VmIdentity
-from hypervisor.vmm.plan import plan_launch
+from hypervisor.vmm.plan import IMAGE_SLOTS, ClonePlan, plan_launch, plan_template
 
 GOLDEN = Path(__file__).parent / "golden"
 DIRECTORY = Path("/var/lib/podvisor/pods/0a1b2c3d/vm")
@@ -40,11 +42,67 @@ def test_golden(name: str, guest: GuestImage, capabilities: HostCapabilities, re
     fields, host = CASES[name]
     config = VmConfig(**{"name": "default/web", "guest": guest, **fields})  # type: ignore[arg-type]
     plan = plan_launch(config, replace(capabilities, **host), DIRECTORY, IDENTITY)  # type: ignore[arg-type]
-    text = "".join(f"{line}\n" for line in _lines(plan.argv))
+    compare(name, plan.argv, request)
+
+
+def compare(name: str, argv: tuple[str, ...], request: pytest.FixtureRequest) -> None:
+    text = "".join(f"{line}\n" for line in _lines(argv))
     path = GOLDEN / f"{name}.txt"
     if request.config.getoption("--regenerate", default=False):
         path.write_text(text)
     assert text == path.read_text(), f"{path.name} differs; `pytest tests/unit/vmm --regenerate` if that is meant"
+
+
+CLONE = ClonePlan(template=Path("/var/lib/podvisor/templates/x"), ram_bytes=256 * MIB, mappings=((0, 65536, 1, 0),))
+
+
+def test_golden_template(guest: GuestImage, capabilities: HostCapabilities, request: pytest.FixtureRequest) -> None:
+    config = VmConfig(name="default/web", guest=guest, image_disks=IMAGES)
+    plan = plan_template(config, capabilities, DIRECTORY, IDENTITY)
+    assert plan is not None
+    compare("template", plan.argv, request)
+
+
+def test_golden_clone(guest: GuestImage, capabilities: HostCapabilities, request: pytest.FixtureRequest) -> None:
+    config = VmConfig(name="default/web", guest=guest, image_disks=IMAGES[:1])
+    plan = plan_launch(config, capabilities, DIRECTORY, IDENTITY, clone=CLONE)
+    compare("clone", plan.argv, request)
+    environment = dict(plan.confinement.environment)
+    assert environment["HV_RAM"] == f"{256 * MIB}:13:serve:14"
+    assert {13, 14} <= set(plan.confinement.keep_fds)
+
+
+def test_a_clone_has_its_templates_devices(guest: GuestImage, capabilities: HostCapabilities) -> None:
+    """In the same order, so in the same PCI slots; only what stands behind a disk differs."""
+    for count in range(IMAGE_SLOTS + 1):
+        disks = tuple(ImageDisk(serial=f"img-{i}", path=Path(f"/{i}")) for i in range(count))
+        config = VmConfig(name="x", guest=guest, image_disks=disks)
+        template = plan_template(config, capabilities, DIRECTORY, IDENTITY)
+        assert template is not None
+        clone = plan_launch(config, capabilities, DIRECTORY, IDENTITY, clone=CLONE)
+        assert _devices(clone.argv) == _devices(template.argv)
+
+
+def _devices(argv: tuple[str, ...]) -> list[str]:
+    values = [value for option, value in itertools.pairwise(argv) if option in ("-device", "-machine", "-m", "-cpu")]
+    return [re.sub(r",serial=[^,]*", "", value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("fields", "host"),
+    [
+        ({"kernel_arguments": ("debug",)}, {}),
+        ({"data_disk": None}, {}),
+        ({"image_disks": tuple(ImageDisk(serial=f"i{i}", path=Path(f"/{i}")) for i in range(IMAGE_SLOTS + 1))}, {}),
+        ({}, {"vsock": "kernel"}),
+        ({}, {"lazy_ram_unusable": "no"}),
+    ],
+)
+def test_what_no_template_fits_starts_cold(
+    fields: dict[str, object], host: dict[str, object], guest: GuestImage, capabilities: HostCapabilities
+) -> None:
+    config = VmConfig(**{"name": "x", "guest": guest, **fields})  # type: ignore[arg-type]
+    assert plan_template(config, replace(capabilities, **host), DIRECTORY, IDENTITY) is None  # type: ignore[arg-type]
 
 
 def _lines(argv: tuple[str, ...]) -> list[str]:
@@ -59,7 +117,7 @@ def _lines(argv: tuple[str, ...]) -> list[str]:
 
 
 def test_no_golden_file_is_stale() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(CASES)
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == {*CASES, "template", "clone"}
 
 
 def test_every_disk_has_one_descriptor(guest: GuestImage, capabilities: HostCapabilities) -> None:
