@@ -104,17 +104,26 @@ class Pods:
 
     async def _live(self, pod: PodVm) -> None:
         try:
-            await pod.run()
+            await self._run(pod)
         except Exception:
-            # A bug. The pod's files stay for the next daemon; the other pods go on.
-            self._log.exception("pod VM controller failed", pod=f"{pod.pod.namespace}/{pod.pod.name}")
-            pod.journal.update(reason="InternalError", message="its controller failed; hostd.log has the reason")
+            # Its files stay for the next daemon; the other pods go on.
+            self._log.exception("pod VM controller failed again", pod=f"{pod.pod.namespace}/{pod.pod.name}")
             return
         self._services.ledger.release(pod.stored.uid)
         if self._pods.get(pod.pod.key) is pod:
             del self._pods[pod.pod.key]
             del self._tasks[pod.pod.key]
         self.topic.publish()
+
+    async def _run(self, pod: PodVm) -> None:
+        """Lives the pod's life; after a bug in it the pod has failed, its VM goes and it can be removed."""
+        try:
+            await pod.run()
+        except Exception:
+            self._log.exception("pod VM controller failed", pod=f"{pod.pod.namespace}/{pod.pod.name}")
+            message = "its controller failed; hostd.log has the reason"
+            pod.journal.update(phase="Failed", reason="InternalError", message=message)
+            await pod.run()
 
     # ---- an earlier daemon's -----------------------------------------------------------------------------------------
 

@@ -36,6 +36,16 @@ class Templates:
     identities: IdentityPool
     zygote: KeptZygote
 
+    async def sweep(self) -> None:
+        """Ends what a daemon that was killed amid making a template has left. Before the first `clone_plan` only."""
+        for path in await asyncio.to_thread(lambda: sorted(self.directory.glob("vm-*"))):
+            log.info("half-made template swept", vm=path.name)
+            try:
+                await sweep(path, self.capabilities)
+            except HvError as e:
+                log.warning("half-made template cannot be swept", vm=path.name, reason=str(e))
+        await self.store.sweep()
+
     async def clone_plan(self, config: VmConfig) -> ClonePlan | None:
         """What a VM like `config` (its memory a size class) starts from; None: cold.
 

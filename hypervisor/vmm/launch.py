@@ -93,7 +93,7 @@ async def start(
         vm = await _start_processes(plan, zygote, phases, undo, database)
         if plan.clone is not None:
             with phases("restore"):
-                await _restore(vm, Template.state_of(plan.clone.template))
+                await _restore_or_say_why(vm, Template.state_of(plan.clone.template))
         if ready is not None:
             with phases("ready"):
                 await _until_ready(vm, ready, ready_timeout_s)
@@ -207,8 +207,13 @@ async def _start_processes(
             plan.files.write_processes(Processes(boot_id(), vmx=vmx_id, qemu=qemu_id))
         if plan.origin == "template" and ends.lazy is not None:
             ram = await _borrow_ram(ends.lazy.library_out)
-    with phases("qmp"):
-        qmp = await _connect_qmp(plan, qemu, vmx)
+    try:
+        with phases("qmp"):
+            qmp = await _connect_qmp(plan, qemu, vmx)
+    except BaseException:
+        if ram is not None:
+            os.close(ram)
+        raise
     vm = RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={}, ram=ram)
     undo.push_async_callback(vm.end_now)
     return vm
@@ -231,6 +236,20 @@ async def _borrow_ram(library: int) -> int:
             raise VmFailed("QEMU ended before it lent its RAM; see qemu.log")
         channel.send(b"\0")
         return fds[0]
+
+
+async def _restore_or_say_why(vm: RunningVm, state: Path) -> None:
+    """`_restore`; a VM that ends meanwhile is told as such, and not as the command that got no answer.
+
+    :raises VmDied: QEMU or vmx ended; and what `_restore` raises
+    """
+    try:
+        await _restore(vm, state)
+    except Unavailable as e:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DYING_S):
+                raise VmDied(vm.name, await vm.wait_dead()) from e
+        raise
 
 
 async def _restore(vm: RunningVm, state: Path) -> None:

@@ -9,7 +9,7 @@ Theory of operation
 
 The lock is a file lock (other daemons on the same folder) inside an asyncio lock (other pods of this one): whoever
 comes second finds the first one's work. A build that fails or is cancelled leaves nothing; one that was killed leaves a
-folder ``.build-*``, which the next builder sweeps while it holds the lock.
+folder ``.build-*``, which the next builder sweeps while it holds the lock, or the next daemon with `sweep`.
 """
 
 from __future__ import annotations
@@ -86,8 +86,11 @@ class TemplateStore:
 
     @contextlib.asynccontextmanager
     async def _file_lock(self, key: TemplateKey) -> AsyncIterator[None]:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self._directory / f".lock-{key.digest}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self._directory / f".lock-{key.digest}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise disk_error(e, f"cannot make a template in {self._directory}") from e
         try:
             # Tried again and again: a thread that waits for a file lock for ever could not be cancelled.
             while not _try_lock(fd):  # noqa: ASYNC110 -- no event tells of another process's lock
@@ -95,6 +98,15 @@ class TemplateStore:
             yield
         finally:
             os.close(fd)
+
+    async def sweep(self) -> None:
+        """Removes what builders that were killed left behind; only while nobody else builds."""
+
+        def work() -> None:
+            for folder in self._directory.glob(".build-*"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+        await asyncio.to_thread(work)
 
     async def prune(self, keep: set[str]) -> list[str]:
         """Removes every template whose digest is not in `keep`; the digests removed."""
@@ -118,6 +130,8 @@ def _try_lock(fd: int) -> bool:
 
 def _replace(new: Path, path: Path) -> None:
     """A damaged template moves out of the way first: a folder cannot be replaced by rename unless it is empty."""
-    if path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
     new.rename(path)

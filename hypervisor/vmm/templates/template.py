@@ -13,6 +13,7 @@ size, mtime): a start is not slowed by hashing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from hypervisor.errors import HvError, InvalidInput
 from hypervisor.vmm import records
 from hypervisor.vmm.directory import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 PAGE = 4096
 #: a longer working set than this is cut: prefetching it would cost more than it saves
 MAX_WORKING_SET = 1 << 20
@@ -108,6 +109,8 @@ class Template:
             text = (path / "template.json").read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as e:
+            raise TemplateDamaged(f"template {path.name}: template.json cannot be read: {e.strerror}") from e
         try:
             manifest = records.loads(Manifest, text, where="template.json")
         except InvalidInput as e:
@@ -129,7 +132,11 @@ class Template:
         seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if _verified.get(seen) == sha256:
             return
-        if digest_of(file, self.manifest.extents if part == "ram" else None) != sha256:
+        try:
+            digest = digest_of(file, self.manifest.extents if part == "ram" else None)
+        except OSError as e:
+            raise TemplateDamaged(f"template {self.path.name}: {part} cannot be read: {e.strerror}") from e
+        if digest != sha256:
             raise TemplateDamaged(f"template {self.path.name}: {part} was changed: its checksum does not fit")
         _verified[seen] = sha256
 
@@ -161,7 +168,8 @@ class Template:
 def digest_of(file: Path, extents: tuple[tuple[int, int], ...] | None = None) -> str:
     """SHA-256 of a file; of a sparse one only its extents, with their places, so that holes cost nothing.
 
-    A hole that stopped being one is noticed too: it is compared with what the file system says is data.
+    A hole that stopped being one is noticed too, for what the file system says is data is part of the digest; and so
+    are `extents`, by which a clone's RAM is laid out: no change of them in the manifest goes unseen.
     """
     digest = hashlib.sha256()
     with file.open("rb", buffering=0) as stream:
@@ -169,7 +177,7 @@ def digest_of(file: Path, extents: tuple[tuple[int, int], ...] | None = None) ->
             while block := stream.read(1 << 20):
                 digest.update(block)
             return digest.hexdigest()
-        digest.update(repr(data_extents(stream.fileno())).encode())
+        digest.update(repr((data_extents(stream.fileno()), extents)).encode())
         for first, pages in extents:
             stream.seek(first * PAGE)
             left = pages * PAGE
@@ -186,8 +194,10 @@ def data_extents(fd: int) -> tuple[tuple[int, int], ...]:
     while at < end:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole up to the end
-            break
+        except OSError as e:
+            if e.errno != errno.ENXIO:
+                raise
+            break  # nothing but a hole up to the end
         at = os.lseek(fd, start, os.SEEK_HOLE)
         first, last = start // PAGE, (at + PAGE - 1) // PAGE
         extents.append((first, last - first))
@@ -227,6 +237,7 @@ def copy_ram(source: int, target: int, size: int) -> int:
             for i in range(0, len(block), PAGE):
                 page = block[i : i + PAGE]
                 if page != zero:
-                    os.pwrite(target, page, start * PAGE + i)
+                    if os.pwrite(target, page, start * PAGE + i) != PAGE:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     pages += 1
     return pages
