@@ -72,7 +72,7 @@ async def serve(listener: socket.socket) -> None:
     try:
         server.serve(listener)
         if template.wanted():
-            template.prepare()
+            await template.prepare(agent)
         await ended.wait()
         await asyncio.gather(*(c.flushed(_FLUSH_S) for c in list(server.connections)))
     finally:

@@ -293,7 +293,7 @@ def test_daemon_killed_at_each_phase_of_a_start(daemon: Daemon, phase: str) -> N
     daemon.end(signal.SIGKILL)
     daemon.start()
     daemon.wait_running("survivor")
-    assert daemon.log("survivor") == "alive\n"
+    wait_for(lambda: daemon.log("survivor") == "alive\n", "its output is in the log")  # it runs before it writes
     assert len(list((daemon.state / "pods").iterdir())) == 1
     assert len([line for _, line in processes_naming(str(daemon.state)) if "qemu-system" in line]) == 1
     daemon.remove("survivor")
@@ -343,7 +343,9 @@ def test_deletion_is_finished_by_the_next_daemon(daemon: Daemon) -> None:
 def test_guest_that_never_reaches_its_agent(daemon: Daemon) -> None:
     daemon.end(signal.SIGTERM)
     daemon.start(boot_s=1)
-    daemon.run("stuck", "true")
+    manifest = pod_manifest("stuck", "true", policy="Never")
+    manifest["metadata"]["annotations"] = {"podvisor.dev/cold": "true"}  # a clone would be there within a second
+    assert daemon.call("POST", "/hv/v1/pods", manifest)["kind"] == "Pod"
     pod = daemon.wait_phase("stuck", "Failed")
     assert pod["status"]["reason"] == "VmFailed"
     assert "did not reach its agent within 1 s" in pod["status"]["message"]
