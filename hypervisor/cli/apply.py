@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from hypervisor.cli.app import Settings, pass_settings
+from hypervisor.cli.pods import name_of
 from hypervisor.cli.rest import Connection
 from hypervisor.errors import Conflict, InvalidInput
 
@@ -83,7 +84,7 @@ def _apply(connection: Connection, manifest: dict[str, Any]) -> str:
         found = connection.get("hv", "v1", "pods", metadata.get("namespace") or "default", metadata["name"])
         if ((found.get("metadata") or {}).get("annotations") or {}).get(APPLIED) == digest:
             return "unchanged"
-        name = metadata["name"]
+        name = name_of(manifest)
         raise Conflict(f"pod {name} exists and is not what this manifest says; run: hv rm --force {name}") from e
     return "created"
 

@@ -45,6 +45,7 @@ class RunOptions:
     command: Sequence[str] = ()
     entrypoint: str | None = None
     stdin: bool = False
+    stdin_once: bool = False
     tty: bool = False
     memory: str | None = None
     cpus: str | None = None
@@ -106,7 +107,7 @@ def _container(options: RunOptions, mounts: list[dict[str, Any]]) -> dict[str, A
         "volumeMounts": mounts,
         "securityContext": _security(options),
         "stdin": options.stdin,
-        "stdinOnce": options.stdin,
+        "stdinOnce": options.stdin_once,
         "tty": options.tty,
     }
     return {key: value for key, value in container.items() if value}

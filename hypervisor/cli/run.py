@@ -134,7 +134,9 @@ def run(
     if detach and remove:
         raise click.UsageError("--detach and --rm exclude each other: nobody would be there to remove the pod")
     tty = tty if detach else usable_tty(tty, stdin)
-    options = podspec.RunOptions(name=name or "", stdin=stdin, tty=tty, **given)
+    # As docker has it: only input that comes from here ends with it. Whoever detaches can come back to it.
+    once = stdin and not tty and not detach
+    options = podspec.RunOptions(name=name or "", stdin=stdin, stdin_once=once, tty=tty, **given)
     return _Run(settings, options, remove=remove, detach=detach, timing=timing).run()
 
 

@@ -9,6 +9,7 @@ import click
 from hypervisor.cli import complete
 from hypervisor.cli.app import Settings, pass_settings
 from hypervisor.cli.output import note
+from hypervisor.cli.pods import name_of
 from hypervisor.cli.rest import Connection, target
 from hypervisor.cli.state import pod_reference
 from hypervisor.errors import HvError, InvalidInput
@@ -44,17 +45,18 @@ def rm(settings: Settings, pods: Sequence[str], force: bool) -> int:
 
     def one(connection: Connection, namespace: str, name: str) -> None:
         if not force:
-            _refuse_running(connection.get("hv", "v1", "pods", namespace, name), name)
+            _refuse_running(connection.get("hv", "v1", "pods", namespace, name))
         query = [("gracePeriodSeconds", "0"), ("wait", "1")]
         connection.call("DELETE", target(("hv", "v1", "pods", namespace, name), query)).read()
 
     return _each(settings, pods, one)
 
 
-def _refuse_running(pod: dict[str, object], name: str) -> None:
+def _refuse_running(pod: dict[str, object]) -> None:
     status = pod.get("status")
     phase = status.get("phase") if isinstance(status, dict) else None
     if phase not in ("Succeeded", "Failed"):
+        name = name_of(pod)
         raise InvalidInput(f"pod {name} is {str(phase).lower()}; run: hv stop {name}, or add --force")
 
 

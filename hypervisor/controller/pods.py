@@ -53,7 +53,8 @@ class Pods:
         pod = self._pods.get((namespace, name))
         if pod is None:
             known = ", ".join(sorted(n for ns, n in self._pods if ns == namespace)[:20]) or "none"
-            raise NotFound(f"there is no pod {name} in namespace {namespace}; there are: {known}")
+            elsewhere = "".join(f"; there is {ns}/{n}" for ns, n in sorted(self._pods) if n == name)
+            raise NotFound(f"there is no pod {name} in namespace {namespace}; there are: {known}{elsewhere}")
         return pod
 
     def find(self, namespace: str, name: str) -> PodTarget:

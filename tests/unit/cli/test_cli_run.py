@@ -30,6 +30,16 @@ def test_smallest_manifest() -> None:
     }
 
 
+def test_stdin_ends_with_the_first_client_only_where_it_is_a_pipe_of_ours(hv: Hv, host: StandIn) -> None:
+    """With a terminal, or in the background, one can leave and come back."""
+    for flags, once in ((["-i"], True), (["-di"], False), (["-dit"], False)):
+        name = "once" + "".join(flags).replace("-", "")
+        hv("run", *flags, "--name", name, "busybox", "true")
+        pods = json.loads(hv("ps", "-o", "json").stdout)["items"]
+        container = next(p for p in pods if p["metadata"]["name"] == name)["spec"]["containers"][0]
+        assert (container["stdin"], container.get("stdinOnce", False)) == (True, once)
+
+
 def test_every_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINE", "own")
     monkeypatch.delenv("NOTHERE", raising=False)
@@ -42,6 +52,7 @@ def test_every_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             command=["x", "-y"],
             entrypoint="/bin/z",
             stdin=True,
+            stdin_once=True,
             tty=True,
             memory="128Mi",
             cpus="0.5",
