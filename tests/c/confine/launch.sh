@@ -40,7 +40,11 @@ expect "limit above the hard one" 0 "64" \
     sh -c "ulimit -n 64; $launcher $user --rlimit nofile=unlimited -- $sh 'ulimit -n'"
 expect "clean environment" 0 "A=b" $launcher $user --env A=b -- /usr/bin/env
 
-if [ "$(id -u)" = 0 ]; then
+in_chroot=no # where / is no mount point, no root can be exchanged for another
+case $($launcher $user --private-root $tools -- /bin/true 2>&1) in *"cutting mount propagation: Invalid"*) in_chroot=yes ;; esac
+if [ $in_chroot = yes ]; then
+    echo "SKIPPED: what needs a private root (this is a chroot)"
+elif [ "$(id -u)" = 0 ]; then
     view="$uid --private-root $tools --rw $data"
     expect "root without a user" 125 "root must name a user" $launcher -- /bin/true
     expect "private root" 0 "2000400 no" $launcher $view --new-network --filter --dev net/tun --chdir "$data" -- \
