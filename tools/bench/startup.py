@@ -1,39 +1,65 @@
-"""How long a container takes from the command to its exit, and an exec in a running pod."""
+"""How long a container takes from the command to its exit, cloned and cold, and an exec in a running pod."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 
-from host import fresh_host
+from aiohttp import ClientSession
+from host import Host, fresh_host
 from measure import Figure, interleaved
+
+TRUE = ("busybox", "--", "true")
 
 
 def run(rounds: int) -> list[Figure]:
-    """Cold start and warm exec, through the command line and as the daemon sees them."""
+    """Start by template and cold, each phase of both; warm exec through the command line and without it."""
     with fresh_host("busybox") as host:
+        made = host.seconds("run", "--rm", *TRUE)
         host.run("run", "-d", "--name", "warm", "busybox", "--", "sleep", "100000")
         host.run("exec", "warm", "--", "true")
-        phases: list[dict[str, float]] = []
-
-        def cold() -> float:
-            seconds = host.seconds("run", "--rm", "busybox", "--", "true")
-            timing = host.run("run", "--rm", "--timing", "busybox", "--", "true").stderr.decode().splitlines()[-1]
-            phases.append(json.loads(timing))
-            return seconds
-
+        phases: dict[str, list[dict[str, float]]] = {"clone": [], "cold": []}
         samples = interleaved(
             rounds,
-            cold=cold,
+            clone=lambda: _timed_run(host, phases["clone"]),
+            cold=lambda: _timed_run(host, phases["cold"], "--cold"),
             exec_cli=lambda: host.seconds("exec", "warm", "--", "true") * 1e3,
+            exec_daemon=lambda: asyncio.run(_exec_seconds(host)) * 1e3,
             version=lambda: host.seconds("version") * 1e3,
         )
     figures = [
-        Figure("cold `hv run --rm busybox -- true`", "s", samples["cold"], bar=8.0),
+        Figure("cold `hv run --rm --cold busybox -- true`, whole process", "s", samples["cold"], bar=8.0),
+        Figure("`hv run --rm busybox -- true` from a template, whole process", "s", samples["clone"]),
+        Figure("the same when the template has to be made", "s", (made,)),
+        Figure("warm exec of `true`, WebSocket request to status", "ms", samples["exec_daemon"], bar=40.0),
         Figure("warm `hv exec POD -- true`, whole process", "ms", samples["exec_cli"], bar=150.0),
         Figure("beside it: `hv version`, whole process", "ms", samples["version"]),
     ]
-    for name in phases[0]:
-        values = tuple(float(p[name]) for p in phases if isinstance(p.get(name), int | float))
-        if values:
-            figures.append(Figure(f"cold start, phase {name}", "s", values))
+    for kind, rows in phases.items():
+        for name in rows[0]:
+            figures.append(Figure(f"{kind}: phase {name}", "s", tuple(row[name] for row in rows if name in row)))
     return figures
+
+
+def _timed_run(host: Host, phases: list[dict[str, float]], *options: str) -> float:
+    start = time.perf_counter()
+    done = host.run("run", "--rm", "--timing", *options, *TRUE)
+    seconds = time.perf_counter() - start
+    phases.append(json.loads(done.stderr.decode().splitlines()[-1])["host"])
+    return seconds
+
+
+async def _exec_seconds(host: Host) -> float:
+    """From the request to the status, on the kubelet's route; the client's own start is not counted."""
+    address = json.loads((host.state / "host.json").read_text())
+    url = f"http://{address['address']}:{address['port']}/exec/default/warm/warm?command=true&stdout=1&stderr=1"
+    headers = {"Authorization": f"Bearer {(host.state / 'token').read_text().strip()}"}
+    async with ClientSession(headers=headers) as session:
+        start = time.perf_counter()
+        async with session.ws_connect(url, protocols=["v5.channel.k8s.io"]) as socket:
+            async for message in socket:
+                if message.data[:1] == b"\x03":
+                    assert json.loads(message.data[1:])["status"] == "Success"
+                    return time.perf_counter() - start
+    raise RuntimeError("the session ended without a status")
