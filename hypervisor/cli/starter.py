@@ -38,15 +38,20 @@ def start_host(state: str, timeout: float | None) -> Connection:
 
 
 def _spawn(state: str, output: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "hypervisor.cli.main", "--state-dir", state, "hostd"],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        cwd="/",
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | _package_path(),
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hypervisor.cli.main", "--state-dir", state, "hostd"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | _package_path(),
+        )
+    except OSError as e:
+        raise Unavailable(
+            f"cannot start hostd by {sys.executable}: {e.strerror}; this user must be able to execute it"
+        ) from e
 
 
 def _package_path() -> dict[str, str]:

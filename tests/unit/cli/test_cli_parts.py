@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,13 @@ def test_a_daemon_that_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(starter, "_spawn", spawn)
     with pytest.raises(Unavailable, match=message):
+        starter.start_host(str(tmp_path / "s"), 1)
+
+
+def test_a_python_that_this_user_may_not_execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The venv of another user, say: the state folder is not to blame."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    with pytest.raises(Unavailable, match=r"cannot start hostd by .*python3: No such file"):
         starter.start_host(str(tmp_path / "s"), 1)
 
 
