@@ -9,7 +9,7 @@ from typing import Any
 
 from hypervisor.version import __version__
 
-from . import attach, setup, stats, wire
+from . import attach, setup, stats, template, wire
 from .engine import Engine
 from .errors import conflict, invalid
 from .events import Subscriber
@@ -48,7 +48,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
     """Every call by its name. `on_shutdown` is a function that ends the agent's main loop."""
     calls = Calls()
     calls.unary = {
-        "hello": _hello,
+        "hello": partial(_hello, agent),
         "setup": partial(_setup, agent),
         "container.start": partial(_start, agent),
         "container.signal": partial(_signal, agent),
@@ -76,18 +76,26 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
 # ---- the guest -------------------------------------------------------------------------------------------------------
 
 
-async def _hello(args: dict[str, Any]) -> dict[str, Any]:
+async def _hello(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
     Fields(args, "hello").done()
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
-        boot_id = f.read().strip()
     return {
         "wire": wire.VERSION,
         "agent": __version__,
         "kernel": os.uname().release,
-        "boot_id": boot_id,
+        "boot_id": _boot_id(agent),
         "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME),
         "clock_ns": time.time_ns(),
     }
+
+
+def _boot_id(agent: Agent) -> str:
+    """The kernel makes it when it is first read, which in a clone must not be before `setup` has brought entropy of its
+    own: until then clones of one template have the same random numbers, and would have the same id for ever.
+    """
+    if template.wanted() and not agent.setup.done:
+        return ""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+        return f.read().strip()
 
 
 async def _setup(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
