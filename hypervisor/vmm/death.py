@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +12,7 @@ from hypervisor.errors import VmFailed
 from hypervisor.vmm.directory import VmDirectory
 from hypervisor.vmm.qmp import QmpEvent
 from hypervisor.vmm.watch import describe_status
+from hypervisor.vmx.config import LOG
 from hypervisor.vmx.console import read_tail
 
 #: ``guest``: it powered off; ``stopped``: by `RunningVm.stop`; the others are failures
@@ -62,6 +65,23 @@ def read_tails(files: VmDirectory) -> tuple[str, str]:
     )
 
 
+def read_vmx_tail(files: VmDirectory) -> str:
+    """The last of vmx's log; empty when it cannot be read. Blocks on disk.
+
+    The folder is vmx's own, and vmx may be hostile: what lies there is neither followed nor waited for.
+    """
+    try:
+        fd = os.open(files.vmx / LOG, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return ""
+        file.seek(max(0, status.st_size - _TAIL_BYTES))
+        return _text(file.read(_TAIL_BYTES))
+
+
 def _text(data: bytes) -> str:
     text = data.decode(errors="replace").replace("\r", "")
     return "".join(c for c in text if c.isprintable() or c == "\n")  # a guest's escape sequences stay in the log
@@ -69,7 +89,7 @@ def _text(data: bytes) -> str:
 
 def explain(
     *, wanted: bool, vmx_died_first: bool, vmx_status: int | None, qemu_status: int | None,
-    events: Iterable[QmpEvent], qemu_log: str,
+    events: Iterable[QmpEvent], qemu_log: str, vmx_log: str = "",
 ) -> tuple[Cause, str]:  # fmt: skip
     """Cause and reason of an end, from all that is known of it.
 
@@ -79,12 +99,19 @@ def explain(
     if wanted:
         return "stopped", "the VM was stopped"
     if vmx_died_first:
-        return "vmx", f"vmx, the VM's device process, {describe_status(vmx_status)}; QEMU was ended with it"
+        why = _why_vmx_ended(vmx_log)
+        return "vmx", f"vmx, the VM's device process, {describe_status(vmx_status)}{why}; QEMU was ended with it"
     if qemu_status is None or qemu_status == 0:
         return _by_shutdown(events, qemu_status)
     last = qemu_log.strip().splitlines()
     said = f": {last[-1]}" if last else ""
     return "qemu", f"QEMU {describe_status(qemu_status)}{said}"
+
+
+def _why_vmx_ended(log: str) -> str:
+    """What it wrote as its last line, if it came to that; see `hypervisor.vmx.device`."""
+    last = log.strip().rpartition("\n")[2]
+    return f" ({last.partition(' end: ')[2]})" if " end: " in last else ""
 
 
 def _by_shutdown(events: Iterable[QmpEvent], qemu_status: int | None) -> tuple[Cause, str]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypervisor.errors import Conflict, HvError, Unavailable
-from hypervisor.vmm.death import VmDeath, explain, read_tails
+from hypervisor.vmm.death import VmDeath, explain, read_tails, read_vmx_tail
 from hypervisor.vmm.devices import vmx_stats
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp, QmpEvent
@@ -310,9 +310,11 @@ class RunningVm:
         vmx_first = await self._vmx_died_first()
         await self._end_processes()
         tails = await asyncio.to_thread(read_tails, self.plan.files)
+        vmx_log = await asyncio.to_thread(read_vmx_tail, self.plan.files) if vmx_first else ""
         cause, reason = explain(
             wanted=self._stopping, vmx_died_first=vmx_first, vmx_status=self._vmx.status(),
             qemu_status=self._qemu.status(), events=self._qmp.recent, qemu_log=tails[0],
+            vmx_log=vmx_log,
         )  # fmt: skip
         await self._release()
         return VmDeath(cause, reason, *tails)

@@ -52,9 +52,10 @@ class TemplateStore:
         :param progress: told in a few words why this takes seconds
         :raises HvError: as `build` raises; the next caller tries again
         """
-        found = await self._look(key)
-        if found is not None:
-            return found
+        with contextlib.suppress(TemplateDamaged):  # said below, once
+            found = await asyncio.to_thread(Template.load, self.path(key), key)
+            if found is not None:
+                return found
         async with self._locks[key.digest], self._file_lock(key):
             found = await self._look(key)
             if found is not None:

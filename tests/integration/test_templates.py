@@ -1,0 +1,149 @@
+"""Pods that start as clones of a template: all different, and no worse off than cold ones when something breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Host, wait_for
+
+pytestmark = [pytest.mark.root, pytest.mark.qemu]
+
+CLONES = 8
+TELL = (
+    "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | sha256sum; hostname; "
+    "cat /etc/machine-id 2>/dev/null || echo none-$(hostname)"
+)
+#: touches pages for as long as it runs
+CHURN = "while true; do head -c 8000000 /dev/urandom | sha256sum; done"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _template(host: Host) -> None:
+    """Made before the tests; they are skipped where guest RAM cannot be served lazily."""
+    host.hv("run", "--rm", "busybox", "--", "true")
+    if not templates(host):
+        pytest.skip("pods start cold on this host")
+
+
+def templates(host: Host) -> list[Path]:
+    return sorted(p for p in (host.state / "templates").glob("[0-9a-f]*") if (p / "template.json").is_file())
+
+
+@contextmanager
+def running(host: Host, name: str, *command: str, options: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A pod of this name, and its folder; removed afterwards."""
+    before = set((host.state / "pods").iterdir())
+    host.hv("run", "-d", "--name", name, *options, "busybox", "--", *command)
+    try:
+        (folder,) = set((host.state / "pods").iterdir()) - before
+        yield folder
+    finally:
+        host.hv("rm", "-f", name)
+
+
+def plan(folder: Path) -> Any:
+    return json.loads((folder / "vm/config.json").read_text())
+
+
+def status(folder: Path) -> Any:
+    return json.loads((folder / "status.json").read_text())
+
+
+def warnings(host: Host, event: str) -> list[str]:
+    lines = [json.loads(x) for x in (host.state / "hostd.log").read_text().splitlines() if x.startswith("{")]
+    return [line.get("reason", "") for line in lines if line.get("event") == event]
+
+
+def test_a_pod_is_a_clone_and_says_its_phases(host: Host) -> None:
+    done = host.hv("run", "--rm", "--timing", "busybox", "--", "true")
+    phases = json.loads(done.stderr.decode().splitlines()[-1])["host"]
+    assert {"pull", "queue", "vm", "boot", "setup", "containers"} <= phases.keys()
+    with running(host, "clone-plan", "sleep", "1000") as folder:
+        assert plan(folder)["origin"] == "clone"
+        assert plan(folder)["clone"]["template"] == str(templates(host)[0])
+
+
+def test_no_two_clones_are_equal(host: Host) -> None:
+    names = [f"twin-{i}" for i in range(CLONES)]
+
+    def tell(name: str) -> list[str]:
+        told = host.hv("run", "--rm", "--name", name, "busybox", "--", "sh", "-c", TELL).stdout
+        return told.decode().splitlines()
+
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(tell, names))
+    assert all(len(lines) == 5 for lines in told)
+    for what, values in zip(
+        ("boot_id", "uuid", "random", "hostname", "machine-id"), zip(*told, strict=True), strict=True
+    ):
+        assert len(set(values)) == CLONES, f"{what}: {values}"
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("ram", "ram was changed"), ("state", "state cannot be read"), ("template.json", "template.json")],
+)
+def test_a_damaged_template_is_built_anew(host: Host, part: str, said: str) -> None:
+    (template,) = templates(host)
+    inode = (template / "ram").stat().st_ino
+    if part == "ram":
+        extents = json.loads((template / "template.json").read_text())["extents"]
+        with (template / "ram").open("r+b") as file:
+            at = extents[-1][0] * 4096 + 100
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 0x10]))
+    else:
+        (template / part).unlink()
+        if part == "template.json":
+            (template / part).mkdir()
+    before = len(warnings(host, "template is built anew"))
+    assert host.hv("run", "--rm", "busybox", "--", "echo", "ok").stdout == b"ok\n"
+    told = warnings(host, "template is built anew")[before:]
+    assert len(told) == 1, told
+    assert said in told[0]
+    assert templates(host) == [template]
+    assert (template / "ram").stat().st_ino != inode or part != "ram"
+
+
+def test_vmx_killed_in_a_clone_fails_the_pod_with_the_reason(host: Host) -> None:
+    with running(host, "bereft", "sh", "-c", CHURN) as folder:
+        recorded = json.loads((folder / "vm/processes.json").read_text())
+        os.kill(recorded["vmx"]["pid"], 9)
+        wait_for(lambda: status(folder)["phase"] == "Failed", "the pod has failed", 10)
+        assert status(folder)["reason"] == "VmFailed"
+        assert "vmx" in status(folder)["message"]
+        wait_for(lambda: not Path(f"/proc/{recorded['qemu']['pid']}").exists(), "QEMU has ended", 10)
+
+
+def test_ram_that_cannot_be_served_ends_the_pod_and_says_so(host: Host) -> None:
+    """The template is truncated under a running clone: it must never read zeroes instead."""
+    (template,) = templates(host)
+    with running(host, "cut", "sleep", "1000") as folder:
+        os.truncate(template / "ram", 0)
+        host.hv("exec", "cut", "--", "sh", "-c", "head -c 64000000 /dev/urandom | sha256sum", check=False)
+        wait_for(lambda: status(folder)["phase"] == "Failed", "the pod has failed", 20)
+        assert "guest RAM" in status(folder)["message"]
+
+
+def test_a_daemon_killed_amid_making_a_template_leaves_no_guest(fresh_host: Host) -> None:
+    made = fresh_host.state / "templates"
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(fresh_host.hv, "run", "-d", "--name", "cut", "busybox", "--", "sleep", "9", check=False)
+        wait_for(lambda: any(made.glob("vm-*/processes.json")), "a template is being made", 20)
+        os.kill(fresh_host.daemon_pid(), 9)
+        starting.result()
+    # No pod will ask for this template again.
+    for path in (fresh_host.state / "pods").glob("*/pod.json"):
+        path.unlink()
+    fresh_host.hv("host", "start")
+    assert not list(made.glob("vm-*")) + list(made.glob(".build-*"))
+    wait_for(lambda: not [x for x in fresh_host.processes() if "qemu" in x], "its QEMU has ended", 5)
