@@ -46,7 +46,9 @@ class VmHost:
         """:raises HvError: it could not be started; nothing of it is left"""
         identity = await asyncio.to_thread(self.identities.take)
         try:
-            config = size_class(self._config(request))
+            # As it is now: it may have been made anew, and a template of the old one must not meet the new one's root.
+            guest = await asyncio.to_thread(GuestImage.load, self.guest.directory)
+            config = size_class(self._config(request, guest))
             clone = None if request.cold else await self.templates.clone_plan(config)
             plan = plan_launch(config, self.capabilities, request.directory, identity, clone=clone)
             database = self.templates.frames.reader_fd
@@ -55,11 +57,11 @@ class VmHost:
             self.identities.release(identity)
             raise
 
-    def _config(self, request: VmRequest) -> VmConfig:
+    def _config(self, request: VmRequest, guest: GuestImage) -> VmConfig:
         size = request.size
         return VmConfig(
             name=request.label,
-            guest=self.guest,
+            guest=guest,
             memory_bytes=size.memory_bytes,
             vcpus=size.vcpus,
             net=request.network,
