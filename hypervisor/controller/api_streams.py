@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +20,8 @@ async def streaming(request: web.Request, content_type: str) -> AsyncIterator[we
     response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-store"})
     await response.prepare(request)
     yield response
-    await response.write_eof()
+    with suppress(ConnectionResetError):  # the client has what it wanted, and has gone
+        await response.write_eof()
 
 
 def line(value: Any) -> bytes:
