@@ -128,6 +128,8 @@ def sandbox() -> Iterator[int]:
     """The pid of the first process of PID and mount namespaces of their own, with a /proc and a devpts of their own."""
     script = "mount -t proc p /proc && mount -t devpts -o newinstance,ptmxmode=666 d /dev/pts && exec sleep 1000"
     argv = ["unshare", "-m", "-p", "-f", "--kill-child", "sh", "-c", script]
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("this is a chroot: mounts of one's own cannot be kept from the rest of the machine")
     with subprocess.Popen(argv) as process:
         try:
             yield _first_child(process.pid)
