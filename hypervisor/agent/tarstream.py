@@ -7,6 +7,7 @@ libarchive and docker keep them, in ``SCHILY.xattr.`` records.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import tarfile
@@ -21,6 +22,8 @@ tarfile.grp = None  # type: ignore[attr-defined]
 _XATTR = "SCHILY.xattr."
 _KERNEL_TREES = ("/proc", "/sys", "/dev")
 BLOCK = 64 * 1024
+_PAGE = 4096  # the kernel's own files state a size of 0 (/proc) or of a page (/sys), whatever they hold
+_MAX_SMALL = 4 << 20  # bytes read of a file whose stated size may be such a lie
 _ZEROS = bytes(BLOCK)
 
 
@@ -58,12 +61,15 @@ def pack_path(path: str, fd: int) -> None:
         os.fdopen(fd, "wb", buffering=BLOCK) as out,
         tarfile.open(mode="w|", fileobj=out, format=tarfile.PAX_FORMAT, bufsize=BLOCK) as tar,
     ):
-        _Packer(tar).add(real, name)
+        _Packer(tar, real).add(real, name)
 
 
 class _Packer:
-    def __init__(self, tar: tarfile.TarFile) -> None:
+    """Adds trees to a tar. What was asked for must be readable; a file below it that is not gives what can be read."""
+
+    def __init__(self, tar: tarfile.TarFile, wanted: str) -> None:
         self._tar = tar
+        self._wanted = wanted
         root = os.stat("/").st_dev
         self._kernel = {s.st_dev for p in _KERNEL_TREES if (s := _stat_or_none(p)) and s.st_dev != root}
 
@@ -107,9 +113,33 @@ class _Packer:
             raise
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                self._tar.addfile(info, cast(BinaryIO, _Exactly(fd, info.size)))
+                self._tar.addfile(info, self._content(fd, path, info))
         finally:
             os.close(fd)
+
+    def _content(self, fd: int, path: str, info: tarfile.TarInfo) -> BinaryIO:
+        """The content of a file; a small one is read before its header is written, which then states its true size."""
+        if info.size > _PAGE:
+            return cast(BinaryIO, _Exactly(fd, info.size))
+        data, error = _read_small(fd)
+        if path == self._wanted:
+            if error is not None:
+                raise from_os(f"{path} in the container", error) from error
+            if len(data) > _MAX_SMALL:
+                raise invalid(f"{path} in the container: states {info.size} bytes and holds more than {_MAX_SMALL}")
+        info.size = min(len(data), _MAX_SMALL)
+        return io.BytesIO(data)
+
+
+def _read_small(fd: int) -> tuple[bytes, OSError | None]:
+    """All of a file, or a little more than the limit; and what ended the reading early."""
+    data = bytearray()
+    try:
+        while len(data) <= _MAX_SMALL and (block := os.read(fd, BLOCK)):
+            data += block
+    except OSError as e:
+        return bytes(data), e
+    return bytes(data), None
 
 
 def _stat_or_none(path: str) -> os.stat_result | None:

@@ -131,6 +131,22 @@ def test_names_are_relative_to_the_parent(root: Path, path: str, names: set[str]
     assert set(members(data)) == names
 
 
+@pytest.mark.parametrize("path", ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_files_whose_size_the_kernel_makes_up_arrive_whole(path: str) -> None:
+    if not Path(path).exists():
+        pytest.skip(f"this kernel has no {path}")
+    data, complaint = in_child(lambda fd: tarstream.pack_path(path, fd), None)
+    assert complaint == ""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        content = tar.extractfile(Path(path).name)
+        assert content is not None and content.read() == Path(path).read_bytes() != b""
+
+
+def test_a_kernel_file_that_cannot_be_read_is_refused_by_name() -> None:
+    _, complaint = in_child(lambda fd: tarstream.pack_path("/proc/self/mem", fd), None)
+    assert "/proc/self/mem" in complaint
+
+
 def test_links_lead_nowhere_outside(root: Path) -> None:
     (root / "out").symlink_to("/etc")
     assert "out" in members(pack(root, "/out")[0])
