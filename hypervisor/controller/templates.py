@@ -36,8 +36,10 @@ class Templates:
     identities: IdentityPool
     zygote: KeptZygote
 
-    async def sweep(self) -> None:
-        """Ends what a daemon that was killed amid making a template has left. Before the first `clone_plan` only."""
+    async def sweep(self, guest_digest: str) -> None:
+        """Ends what a daemon that was killed amid making a template has left, and removes the templates of other guest
+        images and other QEMUs. Before the first `clone_plan` only.
+        """
         for path in await asyncio.to_thread(lambda: sorted(self.directory.glob("vm-*"))):
             log.info("half-made template swept", vm=path.name)
             try:
@@ -45,6 +47,9 @@ class Templates:
             except HvError as e:
                 log.warning("half-made template cannot be swept", vm=path.name, reason=str(e))
         await self.store.sweep()
+        version = ".".join(map(str, self.capabilities.qemu_version))
+        for name in await self.store.prune(lambda k: (k.guest, k.qemu_version) == (guest_digest, version)):
+            log.info("template removed: it fits no more", template=name)
 
     async def clone_plan(self, config: VmConfig) -> ClonePlan | None:
         """What a VM like `config` (its memory a size class) starts from; None: cold.

@@ -182,5 +182,5 @@ async def open_vm_host(paths: HostPaths, accelerator: AcceleratorWish) -> AsyncI
     async with KeptZygote() as zygote:
         identities = IdentityPool(capabilities)
         with open_templates(paths.templates, capabilities, identities, zygote) as templates:
-            await templates.sweep()
+            await templates.sweep(guest.digest)
             yield VmHost(guest, capabilities, accelerator, identities, zygote, templates)

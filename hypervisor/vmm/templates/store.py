@@ -26,7 +26,7 @@ from pathlib import Path
 import structlog
 
 from hypervisor.vmm.directory import disk_error
-from hypervisor.vmm.templates.template import Template, TemplateDamaged, TemplateKey, write_template
+from hypervisor.vmm.templates.template import Template, TemplateDamaged, TemplateKey, key_of, write_template
 
 log = structlog.get_logger(__name__)
 
@@ -109,14 +109,20 @@ class TemplateStore:
 
         await asyncio.to_thread(work)
 
-    async def prune(self, keep: set[str]) -> list[str]:
-        """Removes every template whose digest is not in `keep`; the digests removed."""
+    async def prune(self, fits: Callable[[TemplateKey], bool]) -> list[str]:
+        """Removes the templates whose key does not fit any more, and what is none; their names.
+
+        Clones that run hold their template's RAM open and are not disturbed. Only while nobody else builds.
+        """
 
         def work() -> list[str]:
-            names = [p.name for p in self._directory.glob("[0-9a-f]*") if p.is_dir() and p.name not in keep]
-            for name in names:
-                shutil.rmtree(self._directory / name)
-            return names
+            gone = []
+            for folder in sorted(p for p in self._directory.glob("[0-9a-f]*") if p.is_dir()):
+                key = key_of(folder)
+                if key is None or not fits(key):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    gone.append(folder.name)
+            return gone
 
         return await asyncio.to_thread(work)
 

@@ -165,6 +165,14 @@ class Template:
             temporary.unlink()
 
 
+def key_of(path: Path) -> TemplateKey | None:
+    """What the template in `path` was made for; None when that cannot be told. Its files are not checked."""
+    try:
+        return records.loads(Manifest, (path / "template.json").read_bytes(), where="template.json").key
+    except (OSError, InvalidInput):
+        return None
+
+
 def digest_of(file: Path, extents: tuple[tuple[int, int], ...] | None = None) -> str:
     """SHA-256 of a file; of a sparse one only its extents, with their places, so that holes cost nothing.
 

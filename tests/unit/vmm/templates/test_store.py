@@ -104,7 +104,9 @@ async def test_a_failed_build_leaves_nothing(store: TemplateStore) -> None:
 async def test_another_key_is_another_template(store: TemplateStore) -> None:
     other = TemplateKey(qemu_version="7.2.1", argv=KEY.argv, guest=KEY.guest)
     assert (await store.get(KEY, build)).path != (await store.get(other, build)).path
-    assert await store.prune({KEY.digest}) == [other.digest]
+    assert await store.prune(lambda key: key == KEY) == [other.digest]
+    (store.path(KEY) / "template.json").write_text("{")
+    assert await store.prune(lambda key: key == KEY) == [KEY.digest]
 
 
 async def test_working_set_first_one_wins(store: TemplateStore) -> None:
