@@ -8,6 +8,7 @@ import click
 
 from hypervisor.cli import complete
 from hypervisor.cli.app import Settings, pass_settings
+from hypervisor.cli.output import note
 from hypervisor.cli.rest import target
 from hypervisor.cli.state import pod_reference
 
@@ -26,6 +27,10 @@ def console(settings: Settings, pod: str, follow: bool, tail: int | None) -> Non
     query += [("tail", str(tail))] if tail is not None else []
     with settings.connect(None) as connection:
         where = target(("hv", "v1", "pods", *pod_reference(pod), "console"), query)
+        printed = False
         for data in connection.call("GET", where).chunks():
+            printed = printed or bool(data)
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
+    if not printed and tail != 0:
+        note("the VM has printed nothing; one that was cloned from a template has booted before (hv run --cold boots)")

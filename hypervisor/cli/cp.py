@@ -186,6 +186,8 @@ class Layout:
             raise ProtocolError(f"hostd sent {'/'.join(parts)!r} as a part of {self.top}")
         below = parts[1:] if self.top else parts
         if not below and self.must_be and (self.must_be == "folder") != is_folder:
+            if self.name and not is_folder and self.must_be == "folder":
+                raise InvalidInput(f"there is no folder {self.name}/ to copy {self.top} into; make it first")
             kind = "a folder" if is_folder else "no folder"
             raise InvalidInput(f"{self.top} is {kind}, and the destination is there for a {self.must_be}")
         return (self.name, *below) if self.name else below

@@ -54,7 +54,10 @@ def pull(settings: Settings, name: str, policy: str) -> None:
 @click.option("--name", help="Name for the image. Default: the one in the archive.")
 @pass_settings
 def import_(settings: Settings, archive: str, name: str | None) -> None:
-    """Import an image from a file: an OCI archive or layout, or a docker archive."""
+    """Import an image from a file.
+
+    ARCHIVE is an OCI archive, a folder in OCI layout, or a docker archive, as docker save makes it.
+    """
     path = Path(archive).absolute()
     if not path.exists():
         raise InvalidInput(f"there is no file {archive}")
@@ -140,9 +143,10 @@ def print_pruned(answer: Any, fmt: str) -> None:
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @pass_settings
 def login(settings: Settings, registry: str, username: str | None, password_stdin: bool) -> int:
-    """Store credentials for a registry, after the registry has accepted them.
+    """Store credentials for a registry.
 
-    Done by skopeo login: the credentials are where skopeo, podman and buildah look for them too.
+    They are stored after the registry has accepted them. Done by skopeo login: they are where skopeo, podman and
+    buildah look for them too.
     """
     program = shutil.which("skopeo")
     if program is None:

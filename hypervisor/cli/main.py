@@ -1,4 +1,5 @@
-"""Entry point of ``hv``: the quick way for ``hv exec``, click for everything else, and every error as one line.
+"""Entry point of ``hv``: the quick way for ``hv exec``, click for everything else, and every error as one line
+(below a VM's failure stands what its console said last).
 
 Exit codes: the container's for run, exec and attach, where 125 means that hv itself failed; 2 wrong usage; 1 any other
 failure; 128 + n ended by signal n.
@@ -11,7 +12,7 @@ import signal
 import sys
 
 from hypervisor.cli.signals import Interrupted
-from hypervisor.errors import HvError
+from hypervisor.errors import HvError, VmFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, OWN_ERROR = 1, 2, 125
 COMPLETE_VARIABLE = "_HV_COMPLETE"
+CONSOLE_MARK = "; last of the console: "
 CARRIES_EXIT_CODE = frozenset(("run", "exec", "attach"))
 
 
@@ -91,9 +93,21 @@ def _report(error: HvError, args: Sequence[str]) -> int:
         import traceback
 
         traceback.print_exception(error)
-    text = " ".join(str(error).split("\n")).strip() or type(error).__name__
-    print(f"hv: {text}", file=sys.stderr)  # noqa: T201
+    print("\n".join(_lines(error)), file=sys.stderr)  # noqa: T201
     return OWN_ERROR if command_of(args) in CARRIES_EXIT_CODE else FAILED
+
+
+def _lines(error: HvError) -> list[str]:
+    """One line; a VM's failure is followed by what QEMU and the console said last, indented."""
+    text = str(error).strip() or type(error).__name__
+    if not isinstance(error, VmFailed):
+        return ["hv: " + " ".join(text.split("\n"))]
+    what, mark, excerpt = text.partition(CONSOLE_MARK)  # hostd's short form of it: lines with bars between them
+    first, *rest = what.split("\n")
+    if mark:
+        rest += [mark.lstrip("; "), *excerpt.split(" | ")]
+    shown = ("".join(c if c.isprintable() else " " for c in line).rstrip() for line in rest)
+    return [f"hv: {first.rstrip(':')}", *(f"    {line}" for line in shown if line)]
 
 
 def _report_bug(error: Exception, args: Sequence[str]) -> int:

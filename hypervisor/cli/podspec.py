@@ -17,6 +17,23 @@ NET_ANNOTATION = "podvisor.dev/net"
 COLD_ANNOTATION = "podvisor.dev/cold"
 MAX_NAME = 63
 
+# Fields of the manifest that hostd may complain about, and the option of ``hv run`` that each comes from.
+_FLAGS = (
+    ("metadata.name", "--name"),
+    ("metadata.labels", "--label"),
+    ("spec.hostname", "--hostname"),
+    ("spec.volumes", "--volume"),
+    ("spec.containers[0].name", "--name"),
+    ("spec.containers[0].image", "IMAGE"),
+    ("spec.containers[0].resources.limits.memory", "--memory"),
+    ("spec.containers[0].resources.limits.cpu", "--cpus"),
+    ("spec.containers[0].resources.limits.ephemeral-storage", "--disk-size"),
+    ("spec.containers[0].volumeMounts", "--volume"),
+    ("spec.containers[0].workingDir", "--workdir"),
+    ("spec.containers[0].securityContext.runAs", "--user"),
+    ("spec.containers[0].env", "--env"),
+)
+
 _ADJECTIVES = """
     amber bold brisk calm clear coral crisp daring deft eager fair fleet fond gentle glad golden grand happy hardy
     honest jolly keen kind light lively lucid lucky mellow merry mild modest neat nimble noble placid plucky polite
@@ -87,6 +104,30 @@ def build_pod(options: RunOptions) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
+def check(options: RunOptions) -> None:
+    """Refuses what hostd would refuse, before a daemon is started or an image pulled for it.
+
+    :raises InvalidInput: an option that does not fit; the message names it
+    """
+    from hypervisor.controller.names import dns_subdomain
+    from hypervisor.controller.quantity import parse_quantity
+
+    if options.name:
+        dns_subdomain(options.name, where="--name")
+    for text, flag in ((options.memory, "--memory"), (options.cpus, "--cpus"), (options.disk_size, "--disk-size")):
+        if text is not None:
+            parse_quantity(text, where=flag)
+    build_pod(options)
+
+
+def in_terms_of_flags(message: str) -> str | None:
+    """hostd's complaint about a manifest that `build_pod` made, about the option instead; None if it is about none."""
+    for field, flag in _FLAGS:
+        if message.startswith(field):
+            return f"{flag}: {message.partition(': ')[2]}"
+    return None
+
+
 def container_name(pod_name: str) -> str:
     """The container of a pod that ``hv run`` makes is named like the pod, as far as a container may be."""
     return pod_name.replace(".", "-")[:MAX_NAME].strip("-")
@@ -132,7 +173,7 @@ def _security(options: RunOptions) -> dict[str, Any]:
 
 
 def parse_volumes(texts: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """``NAME:/path[:ro][,memory]`` as the pod's volumes and the container's mounts."""
+    """``NAME:/path[:ro|rw|memory[,...]]`` as the pod's volumes and the container's mounts."""
     volumes: dict[str, dict[str, Any]] = {}
     mounts: list[dict[str, Any]] = []
     for text in texts:
@@ -140,7 +181,7 @@ def parse_volumes(texts: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict
         path, _, options = rest.partition(":")
         flags = set(filter(None, options.split(",")))
         if not name or not path.startswith("/") or flags - {"ro", "rw", "memory"}:
-            raise InvalidInput(f"{text!r} is no NAME:/PATH[:ro][,memory]", where="--volume")
+            raise InvalidInput(f"{text!r} is no NAME:/PATH, NAME:/PATH:ro or NAME:/PATH:memory", where="--volume")
         if "/" in name or name.startswith((".", "~")):
             raise InvalidInput(
                 f"{text!r}: folders of this machine are not shared with a pod VM; "
@@ -165,7 +206,7 @@ def environment(texts: Iterable[str], files: Iterable[str]) -> list[tuple[str, s
 def _variable(text: str, where: str) -> dict[str, str]:
     """``K=V``; a bare ``K`` takes hv's own value, and nothing where hv has none, as docker does."""
     name, equals, value = text.partition("=")
-    if not name:
+    if not name or any(c.isspace() or not c.isprintable() for c in name):
         raise InvalidInput(f"{text!r} is no NAME=VALUE", where=where)
     if equals:
         return {name: value}

@@ -35,7 +35,7 @@ def show(listed: object, fmt: str, items: list[pods.Pod], wide: bool) -> None:
 
 def _row(pod: pods.Pod, wide: bool) -> list[str]:
     created = (pod.get("metadata") or {}).get("creationTimestamp")
-    images = ", ".join(str(c.get("image")) for c in pods.containers(pod))
+    images = ", ".join(dict.fromkeys(str(c.get("image")) for c in pods.containers(pod)))
     row = [pods.name_of(pod), pods.describe(pod), str(pods.restarts(pod)), output.age_since(created), images]
     if wide:
         status = pod.get("status") or {}

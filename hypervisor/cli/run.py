@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +22,7 @@ from hypervisor.cli.execute import usable_tty
 from hypervisor.cli.output import note
 from hypervisor.cli.rest import Connection, target
 from hypervisor.cli.signals import Interrupted
-from hypervisor.errors import Conflict, HvError, VmFailed
+from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound, Unavailable, VmFailed
 
 TIMING_ANNOTATION = "podvisor.dev/timing"
 NAME_ATTEMPTS = 5
@@ -76,6 +79,18 @@ _OPTIONS = (
     click.option("--cold", is_flag=True, help="Boot the VM instead of cloning it from a template."),
     click.option("--timing", is_flag=True, help="Add one JSON object with the time of each phase to stderr."),
 )
+
+
+def import_hint(image: str) -> str:
+    """How to get an image in without a registry: the sample of this name, where this is a built source tree."""
+    samples = Path(__file__).resolve().parents[2] / "guest-images/out/samples"
+    name = image.removesuffix(":latest")
+    sample = samples / f"{name}.tar"
+    if re.fullmatch("[a-z0-9-]+", name) and sample.is_file():
+        with contextlib.suppress(ValueError):
+            sample = sample.relative_to(Path.cwd())
+        return f"to take the sample image: hv image import {sample}"
+    return "to take it from a file: hv image import FILE"
 
 
 def _with_options(command: Any) -> Any:
@@ -155,7 +170,10 @@ class _Run:
         self._signals = 0
 
     def run(self) -> int:
-        podspec.build_pod(self._options)  # a mistake shows before a daemon is started for it
+        try:
+            podspec.check(self._options)  # a mistake shows before a daemon is started for it
+        except InvalidInput as e:
+            raise click.UsageError(str(e)) from e
         with self._settings.connect(None) as connection:
             self._clock.lap("connect")
             self._pull(connection)
@@ -179,7 +197,12 @@ class _Run:
     def _pull(self, connection: Connection) -> None:
         image = self._options.image
         body = {"reference": image, "policy": self._options.pull}
-        progress.follow(connection.post("hv", "v1", "images", "pull", value=body), image)
+        try:
+            progress.follow(connection.post("hv", "v1", "images", "pull", value=body), image)
+        except (NotFound, Unavailable) as e:
+            if "hostd" in str(e):  # not the registry
+                raise
+            raise type(e)(f"{e}; {import_hint(image)}") from e
 
     def _create(self, connection: Connection) -> dict[str, Any]:
         """Creates the pod; a made-up name that is taken is made up again."""
@@ -195,6 +218,11 @@ class _Run:
                 if self._options.name or attempt == NAME_ATTEMPTS - 1:
                     raise
                 continue
+            except InvalidInput as e:
+                message = podspec.in_terms_of_flags(str(e))
+                if message is None:
+                    raise
+                raise click.UsageError(message) from e
             self._options = options
             return dict(created)
         raise AssertionError("unreachable")

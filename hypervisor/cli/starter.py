@@ -22,9 +22,12 @@ def start_host(state: str, timeout: float | None) -> Connection:
     """Starts ``hv hostd`` in a session of its own, its output in ``<state>/hostd.log``.
 
     :param timeout: of the connection that is returned
+    :raises InvalidInput: the state folder's name is too long; nothing was made
     :raises Unavailable: it ended, or did not listen within `START_TIMEOUT`; the message carries its last lines
     """
-    folder = Path(state)
+    from hypervisor.controller.paths import state_directory
+
+    folder = state_directory(state).root  # hostd would refuse one that is too long, but it would have been made by then
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         log = folder / "hostd.log"

@@ -99,6 +99,7 @@ class StandIn:
         self.images: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str]] = []
         self.attach_refused = False
+        self.console = "Linux booted {}\n"
         self.extra: dict[str, Any] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -253,7 +254,7 @@ class StandIn:
         return web.json_response(self._seen(name))
 
     async def _console(self, request: web.Request) -> web.Response:
-        return web.Response(text=f"Linux booted {request.query_string}\n")
+        return web.Response(text=self.console.format(request.query_string))
 
     async def _top(self, _request: web.Request) -> web.Response:
         vm = {"cpu_ns": 1_500_000_000, "memory_bytes": 200 << 20}

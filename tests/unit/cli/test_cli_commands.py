@@ -15,8 +15,9 @@ from hostd_standin import ROOT, Hv, StandIn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.cli import app, host, image, manual, output, pods, top, version
+from hypervisor.cli import app, host, image, main, manual, output, pods, ps, starter, top, version
 from hypervisor.cli.logs import since_query
+from hypervisor.errors import InvalidInput, VmFailed
 
 # ---- ps, top, version ------------------------------------------------------------------------------------------------
 
@@ -111,6 +112,44 @@ def test_since(text: str, expected: tuple[str, str]) -> None:
 def test_bad_since(text: str) -> None:
     with pytest.raises(click.BadParameter, match="no duration"):
         since_query(text)
+
+
+def test_console_that_is_empty_says_why(hv: Hv, host: StandIn) -> None:
+    host.console = ""
+    done = hv("console", "hello")
+    assert (done.stdout, done.returncode) == ("", 0)
+    assert "cloned from a template" in done.stderr
+
+
+def test_ps_names_an_image_once() -> None:
+    pod = {"metadata": {"name": "a"}, "spec": {"containers": [{"image": "web"}, {"image": "web"}, {"image": "b"}]}}
+    assert ps._row(pod, wide=False)[-1] == "web, b"
+
+
+def test_summaries_fit_the_terminal() -> None:
+    for group in (image.image, host.host):
+        for command in group.commands.values():
+            assert not command.get_short_help_str(limit=66).endswith("..."), command.name
+
+
+def test_a_state_folder_that_is_too_long_is_not_made(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 120)
+    with pytest.raises(InvalidInput, match="at most"):
+        starter.start_host(str(folder), None)
+    assert not folder.exists()
+
+
+def test_a_failure_of_a_vm_is_a_line_and_what_was_said_last_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    error = VmFailed(
+        "pod a cannot run: VmFailed: VM a: the guest panicked\nthe guest's console said last:\none\n\x1btwo"
+    )
+    assert main._report(error, ["run"]) == 125
+    lines = ["hv: pod a cannot run: VmFailed: VM a: the guest panicked"]
+    lines += ["    the guest's console said last:", "    one", "     two"]
+    assert capsys.readouterr().err.splitlines() == lines
+    main._report(VmFailed("no agent within 9 s; last of the console: one | two"), ["run"])
+    lines = ["hv: no agent within 9 s", "    last of the console:", "    one", "    two"]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_console(hv: Hv) -> None:

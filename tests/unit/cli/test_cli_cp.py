@@ -71,7 +71,7 @@ def test_out_of_a_container(
     [
         ("hello:/nothere", ".", "no such file"),
         ("hello:/dir", "old", "dir is a folder, and the destination is there for a file"),
-        ("hello:/dir/a", "new/", "a is no folder, and the destination is there for a folder"),
+        ("hello:/dir/a", "new/", "there is no folder new/ to copy a into; make it first"),
         ("hello:/dir/a/.", "new", "a is no folder"),
         ("hello:/dir/a", "no/such/place", "there is no folder no/such"),
         ("hello:/dir", "old/x", "there is no folder old"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hostd_standin import HV, Hv, StandIn
 
-from hypervisor.cli import podspec
+from hypervisor.cli import podspec, run
 from hypervisor.cli.podspec import RunOptions, build_pod
 from hypervisor.errors import InvalidInput
 
@@ -125,7 +125,9 @@ def test_hostd_takes_the_manifest() -> None:
         ({"volumes": ["name"]}, "--volume: 'name' is no NAME:/PATH"),
         ({"volumes": ["name:relative"]}, "--volume"),
         ({"volumes": ["name:/p:exec"]}, "--volume"),
+        ({"volumes": ["name:/p:fast"]}, "NAME:/PATH:ro or NAME:/PATH:memory"),
         ({"env": ["=x"]}, "--env: '=x' is no NAME=VALUE"),
+        ({"env": ["1 A=1"]}, "--env: '1 A=1' is no NAME=VALUE"),
         ({"env_files": ["/nowhere"]}, "--env-file: cannot read /nowhere: No such file"),
         ({"labels": ["x"]}, "--label: 'x' is no KEY=VALUE"),
     ],
@@ -133,6 +135,59 @@ def test_hostd_takes_the_manifest() -> None:
 def test_options_that_no_manifest_can_say(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         build_pod(RunOptions(image="a", name="a", **given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--name", "Bad_Name"], "hv: --name: 'Bad_Name' is no DNS name"),
+        (["--memory", "12x"], "hv: --memory: '12x' has the unknown unit 'x'"),
+        (["--cpus", "many"], "hv: --cpus: 'many' is no quantity"),
+        (["--disk-size", "-1"], "hv: --disk-size: '-1' is negative"),
+        (["-v", "/here:/there"], "hv: --volume: '/here:/there': folders of this machine"),
+        (["-u", "root"], "hv: --user: 'root' is no UID"),
+        (["--env-file", "/nowhere"], "hv: --env-file: cannot read /nowhere"),
+    ],
+)
+def test_a_wrong_option_is_named_before_anything_is_done(hv: Hv, host: StandIn, given: list[str], message: str) -> None:
+    done = hv("run", *given, "busybox")
+    assert (done.returncode, done.stdout, host.requests) == (2, "", [])
+    assert done.stderr.startswith(message) and done.stderr.endswith("; see: hv run --help\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "flag"),
+    [
+        ({"name": "Bad_Name"}, "--name"),
+        ({"memory": "1"}, "--memory"),
+        ({"cpus": "0"}, "--cpus"),
+        ({"disk_size": "1x"}, "--disk-size"),
+        ({"hostname": "A_b"}, "--hostname"),
+        ({"labels": ["a b=c"]}, "--label"),
+        ({"volumes": ["A_b:/x"]}, "--volume"),
+        ({"workdir": "relative"}, "--workdir"),
+    ],
+)
+def test_what_hostd_refuses_is_told_in_terms_of_options(option: dict[str, Any], flag: str) -> None:
+    from hypervisor.controller.manifest import parse_pod
+
+    with pytest.raises(InvalidInput) as refused:
+        parse_pod(build_pod(RunOptions(**{"image": "a", "name": "a", **option})))
+    said = podspec.in_terms_of_flags(str(refused.value))
+    assert said is not None and said.startswith(f"{flag}: ")
+
+
+def test_an_image_that_cannot_be_pulled_comes_from_a_file(
+    hv: Hv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "hv image import FILE" in hv("run", "missing").stderr
+    samples = tmp_path / "guest-images/out/samples"
+    samples.mkdir(parents=True)
+    (samples / "busybox.tar").touch()
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "hypervisor/cli/run.py"))
+    monkeypatch.chdir(tmp_path)
+    assert run.import_hint("busybox").endswith("hv image import guest-images/out/samples/busybox.tar")
+    assert run.import_hint("../busybox").endswith("hv image import FILE")
 
 
 def test_generated_names_are_labels() -> None:
@@ -190,11 +245,9 @@ def test_timing(hv: Hv) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("refused",), "hv: spec.containers[0].image: refused here\n"),
-        (("missing",), "hv: image missing: not found\n"),
+        (("missing",), "hv: image missing: not found; to take it from a file: hv image import FILE\n"),
         (("--name", "hello", "busybox"), "hv: pod hello exists\n"),
         (("--rm", "--name", "b", "broken"), "hv: pod b cannot run: CreateContainerError: no such entrypoint\n"),
-        (("--user", "me", "busybox"), "hv: --user: 'me' is no UID or UID:GID; a pod takes numbers only\n"),
     ],
 )
 def test_own_errors(hv: Hv, host: StandIn, args: tuple[str, ...], message: str) -> None:
@@ -203,6 +256,12 @@ def test_own_errors(hv: Hv, host: StandIn, args: tuple[str, ...], message: str) 
     assert done.stderr.endswith(message)
     assert "Traceback" not in done.stderr
     assert list(host.pods) == ["hello"]
+
+
+def test_an_option_that_only_hostd_can_judge(hv: Hv, host: StandIn) -> None:
+    done = hv("run", "refused")
+    assert (done.stdout, done.returncode) == ("", 2)
+    assert done.stderr.endswith("hv: IMAGE: refused here; see: hv run --help\n")
 
 
 def test_detach_and_rm_exclude_each_other(hv: Hv) -> None:
