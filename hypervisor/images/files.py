@@ -14,6 +14,7 @@ from hypervisor.images.blobs import Blob
 from hypervisor.images.model import Limits
 from hypervisor.images.tarstream import Kind, TarReader
 
+_HEADER = 512  # bytes; what has no first header is no tar
 _LINK_DEPTH = 8
 
 
@@ -59,7 +60,13 @@ class ArchiveFiles:
         self._places: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
         with path.open("rb") as file:
-            self._read(file, limits)
+            stream = _SeekingStream(file, path)
+            try:
+                self._read(stream, limits)
+            except InvalidInput as error:
+                if stream.position > _HEADER:
+                    raise
+                raise InvalidInput("is no image archive (a tar file, packed or not)") from error
 
     def find(self, name: str, digest: str | None = None) -> Blob | None:
         """See :class:`Files`. Links (docker used them for layers that images share) stay inside the archive."""
@@ -70,8 +77,7 @@ class ArchiveFiles:
         place = self._places.get(name)
         return Blob(self._path, *place, digest) if place else None
 
-    def _read(self, file: BinaryIO, limits: Limits) -> None:
-        stream = _SeekingStream(file, self._path)
+    def _read(self, stream: _SeekingStream, limits: Limits) -> None:
         reader = TarReader(stream, header_limit=limits.header_bytes)
         for count, entry in enumerate(reader.entries()):
             name = _member_name(entry.name)

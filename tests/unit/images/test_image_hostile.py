@@ -221,6 +221,14 @@ async def test_a_cut_compressed_layer_whose_digest_is_right(
         await store.import_archive(made.write())
 
 
+@pytest.mark.parametrize("text", [b"root:x:0:0:root:/root:/bin/sh\n", b"a text of more than a header\n" * 100])
+async def test_a_file_that_is_no_archive(tmp_path: Path, store: ImageStore, text: bytes) -> None:
+    path = tmp_path / "passwd"
+    path.write_bytes(text)
+    with pytest.raises(InvalidInput, match=r"passwd: is no image archive"):
+        await store.import_archive(path)
+
+
 @pytest.mark.parametrize("junk", [b"\x1f\x8bjunk" * 50, b"\x28\xb5\x2f\xfdjunk" * 50, b"BZh9junk", b"\xfd7zXZ\0"])
 async def test_junk_that_looks_compressed(tmp_path: Path, store: ImageStore, junk: bytes) -> None:
     made = Layout(tmp_path / "layout")
