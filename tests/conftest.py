@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ NEEDS: dict[str, tuple[bool, str]] = {
     "registry": (shutil.which("docker-registry") is not None, "needs Debian's docker-registry"),
     "vhost_vsock": (Path("/dev/vhost-vsock").exists(), "needs the kernel's /dev/vhost-vsock"),
 }
+
+
+# Started by nohup or in the background of a script, we would hand on ignored signals to every program under test.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,6 +37,8 @@ async def make_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> Non
     await uncut(functools.partial(_make_file, path, disk), remove)
     try:
         await _format(path, mke2fs)
+        if disk.preallocate:  # after mke2fs: it zeroes by punching holes where the file system has no other way
+            await asyncio.to_thread(_allocate, path, disk.size_bytes)
     except BaseException:
         remove()
         raise
@@ -56,10 +58,18 @@ def _make_file(path: Path, disk: DataDisk) -> None:
         raise disk_error(e, f"cannot make the disk {path}") from e
     try:
         os.ftruncate(fd, disk.size_bytes)
-        if disk.preallocate:
-            os.posix_fallocate(fd, 0, disk.size_bytes)
     except OSError as e:
         path.unlink(missing_ok=True)
+        raise disk_error(e, f"cannot make the disk {path}") from e
+    finally:
+        os.close(fd)
+
+
+def _allocate(path: Path, size: int) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as e:
         raise disk_error(e, f"cannot make the disk {path}") from e
     finally:
         os.close(fd)

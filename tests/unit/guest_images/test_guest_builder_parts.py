@@ -12,8 +12,8 @@ from builder.errors import BuildError
 
 
 def test_needed_libraries_are_those_that_the_loader_sees() -> None:
-    seen = subprocess.run(["ldd", "/usr/bin/crun"], capture_output=True, text=True).stdout
-    direct = elf.needed_libraries(Path("/usr/bin/crun"))
+    seen = subprocess.run(["ldd", "/usr/bin/bash"], capture_output=True, text=True).stdout
+    direct = elf.needed_libraries(Path("/usr/bin/bash"))
     assert "libc.so.6" in direct
     assert all(name in seen for name in direct)
 
@@ -27,7 +27,7 @@ def test_what_is_no_elf_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_program_is_no_kernel_module() -> None:
     with pytest.raises(BuildError, match="modinfo"):
-        elf.module_info(Path("/usr/bin/crun"))
+        elf.module_info(Path("/usr/bin/bash"))
 
 
 def test_initrd_is_a_cpio_archive_with_a_console(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_another_kernel_format_is_named(image: bytes, message: str) -> None:
 
 def test_pvh_entry_is_looked_for() -> None:
     assert not kernel.has_pvh_entry(b"")
-    assert not kernel.has_pvh_entry(Path("/usr/bin/crun").read_bytes())
+    assert not kernel.has_pvh_entry(Path("/usr/bin/bash").read_bytes())
 
 
 def test_unknown_package_says_what_to_do(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_package_that_cannot_be_fetched_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_missing_library_is_named(tmp_path: Path) -> None:
-    tree.copy_file(Path("/usr/bin/crun"), tmp_path / "root/usr/bin/crun")
+    tree.copy_file(Path("/usr/bin/bash"), tmp_path / "root/usr/bin/bash")
     with pytest.raises(BuildError, match=r"no package in packages.py has the library lib\w+"):
         tree.install_libraries(tmp_path / "root", [])
 
