@@ -22,3 +22,20 @@ memory-clang-check:
 	$(CLANG) $(WARNINGS) $(HARDENING) -O1 -fsyntax-only $(MEMORY_SOURCES) memory/preload.c
 
 COVERED += memory
+
+# gcov wants one object a source: its notes and data lie beside the objects.
+GCOV_MEMORY := $(patsubst memory/%.c,$(OUT)/gcov/memory/%.o,$(MEMORY_SOURCES))
+
+$(OUT)/gcov/memory/%.o: memory/%.c $(MEMORY_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(WARNINGS) $(HARDENING) -O0 -g --coverage -c $< -o $@
+
+$(OUT)/gcov/test-memory-%: $(MEMORY_TESTS)/test_%.c $(GCOV_MEMORY)
+	$(CC) $(WARNINGS) $(HARDENING) -O0 -g $< $(GCOV_MEMORY) --coverage -o $@ -lpthread
+
+.PHONY: coverage-memory
+coverage-memory: $(OUT)/gcov/test-memory-space $(OUT)/gcov/test-memory-fault
+	@rm -f $(OUT)/gcov/memory/*.gcda
+	@set -e; for t in $^; do $$t; done
+
+coverage: coverage-memory
