@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor.vmm import accel
-from hypervisor.vmm.confine import Confinement, confined_argv, qemu_view
+from hypervisor.vmm.confine import Confinement, confined_argv, host_support, qemu_view
 
 SOURCE = Path(__file__).parents[1] / "c/confine/hostile.c"
 QEMU = Path("/usr/bin/qemu-system-x86_64")
@@ -50,6 +50,9 @@ class Drill:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    support = asyncio.run(host_support())
+    if not support.private_root:  # a chroot: what is drilled here is the private root
+        pytest.skip(support.reason)
     program = tmp_path_factory.mktemp("hostile") / "hostile"
     subprocess.run(["gcc", "-D_GNU_SOURCE", "-O1", "-Wall", "-static", "-o", program, SOURCE], check=True)
     return program
@@ -189,6 +192,9 @@ async def test_a_guest_boots_confined(kind: str, short_path: Path) -> None:
     """Real QEMU with its own sandbox on top, as VMs run it, to user mode of a real kernel."""
     if kind != "one-user" and os.geteuid() != 0:
         pytest.skip("needs root")
+    support = await host_support()
+    if not support.private_root:
+        pytest.skip(support.reason)
     kernel = short_path / "vmlinuz"
     shutil.copy(Path(__file__).parents[2] / "guest-images/out/vmlinuz", kernel)
     kernel.chmod(0o644)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from hypervisor.errors import HvError, InvalidInput
 from hypervisor.vmm import records
 from hypervisor.vmm.directory import write_atomically
 
-FORMAT = 2
+FORMAT = 3
 PAGE = 4096
 #: a longer working set than this is cut: prefetching it would cost more than it saves
 MAX_WORKING_SET = 1 << 20
@@ -176,8 +178,9 @@ def key_of(path: Path) -> TemplateKey | None:
 def digest_of(file: Path, extents: tuple[tuple[int, int], ...] | None = None) -> str:
     """SHA-256 of a file; of a sparse one only its extents, with their places, so that holes cost nothing.
 
-    A hole that stopped being one is noticed too, for what the file system says is data is part of the digest; and so
-    are `extents`, by which a clone's RAM is laid out: no change of them in the manifest goes unseen.
+    `extents`, by which a clone's RAM is laid out, are part of it: no change of them in the manifest goes unseen. What
+    the file system says is data beyond them must be zeroes: on tmpfs a hole that was only read through a mapping
+    becomes data.
     """
     digest = hashlib.sha256()
     with file.open("rb", buffering=0) as stream:
@@ -185,14 +188,38 @@ def digest_of(file: Path, extents: tuple[tuple[int, int], ...] | None = None) ->
             while block := stream.read(1 << 20):
                 digest.update(block)
             return digest.hexdigest()
-        digest.update(repr((data_extents(stream.fileno()), extents)).encode())
+        digest.update(repr(extents).encode())
         for first, pages in extents:
-            stream.seek(first * PAGE)
-            left = pages * PAGE
-            while left and (block := stream.read(min(left, 1 << 20))):
+            for block in _blocks(stream, first, pages):
                 digest.update(block)
-                left -= len(block)
+        for first, pages in outside(data_extents(stream.fileno()), extents):
+            if any(block.strip(b"\0") for block in _blocks(stream, first, pages)):
+                digest.update(b"data where a hole was")
     return digest.hexdigest()
+
+
+def _blocks(stream: io.FileIO, first: int, pages: int) -> Iterator[bytes]:
+    stream.seek(first * PAGE)
+    left = pages * PAGE
+    while left and (block := stream.read(min(left, 1 << 20))):
+        yield block
+        left -= len(block)
+
+
+def outside(extents: tuple[tuple[int, int], ...], known: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """The pages of `extents` that are in none of `known`; both ascending and without overlap."""
+    found: list[tuple[int, int]] = []
+    rest = iter([*known, (1 << 62, 1)])
+    start, count = next(rest)
+    for first, pages in extents:
+        end = first + pages
+        while first < end:
+            while start + count <= first:
+                start, count = next(rest)
+            if start > first:
+                found.append((first, min(end, start) - first))
+            first = min(end, start + count)
+    return found
 
 
 def data_extents(fd: int) -> tuple[tuple[int, int], ...]:

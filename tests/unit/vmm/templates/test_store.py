@@ -8,9 +8,19 @@ from array import array
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypervisor.vmm.templates.store import TemplateStore
-from hypervisor.vmm.templates.template import PAGE, Template, TemplateDamaged, TemplateKey, copy_ram, data_extents
+from hypervisor.vmm.templates.template import (
+    PAGE,
+    Template,
+    TemplateDamaged,
+    TemplateKey,
+    copy_ram,
+    data_extents,
+    outside,
+)
 
 KEY = TemplateKey(qemu_version="7.2.0", argv=("qemu", "-m", "1"), guest="g")
 SIZE = 64 * PAGE
@@ -88,6 +98,31 @@ def flip(path: Path, offset: int) -> None:
         byte = file.read(1) or b"\0"
         file.seek(offset)
         file.write(bytes([byte[0] ^ 1]))
+
+
+async def test_a_hole_that_was_read_is_no_damage(store: TemplateStore) -> None:
+    """On tmpfs, reading a hole through a mapping makes it a page of zeroes."""
+    template = await store.get(KEY, build)
+    fd = os.open(template.ram, os.O_RDWR)
+    os.pwrite(fd, bytes(3 * PAGE), 5 * PAGE)
+    os.close(fd)
+    assert Template.load(template.path, KEY) == template
+
+
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+def test_outside_is_a_difference(pages: set[int], known: set[int]) -> None:
+    found = outside(runs(pages), runs(known))
+    assert {p for first, count in found for p in range(first, first + count)} == pages - known
+
+
+def runs(pages: set[int]) -> tuple[tuple[int, int], ...]:
+    made: list[tuple[int, int]] = []
+    for page in sorted(pages):
+        if made and sum(made[-1]) == page:
+            made[-1] = (made[-1][0], made[-1][1] + 1)
+        else:
+            made.append((page, 1))
+    return tuple(made)
 
 
 async def test_a_failed_build_leaves_nothing(store: TemplateStore) -> None:
