@@ -20,9 +20,11 @@ ALLOWED: dict[str, set[str]] = {
     "vmx": {"errors", "vsock", "memory"},
     "vmm": {"errors", "vsock", "memory", "vmx"},
     "images": {"errors"},
-    "introspect": {"errors", "vsock", "vmm", "agent"},
-    "controller": {"errors", "version", "vsock", "vmx", "vmm", "images", "introspect", "agent"},
-    "cli": {"errors", "version", "vmm", "controller"},
+    "introspect": {"errors", "kube", "vsock", "vmm", "agent"},
+    "kube": {"errors"},
+    "controller": {"errors", "version", "kube", "vsock", "vmx", "vmm", "images", "introspect", "agent"},
+    "master": {"errors", "version", "kube"},
+    "cli": {"errors", "version", "kube", "vmm", "controller", "master"},
 }
 # The host shares two modules with the guest: the protocol and the log format.
 SHARED_WITH_GUEST = {"hypervisor.agent.wire", "hypervisor.agent.logs"}

@@ -1,0 +1,1 @@
+"""Loops that bring what is to what was asked for."""

@@ -1,0 +1,74 @@
+"""What the server needs to know of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypervisor.kube.errors import Cause
+from hypervisor.kube.resources import Resource
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a ``Table``.
+
+    :ivar value: of an object; what `kubectl get` prints
+    :ivar priority: 0 is shown always, 1 with ``-o wide``
+    """
+
+    name: str
+    value: Callable[[Mapping[str, Any]], Any]
+    type: str = "string"
+    format: str = ""
+    priority: int = 0
+    description: str = ""
+
+
+def no_defaults(obj: Object) -> None:
+    """A kind without defaults of its own."""
+
+
+def no_rules(obj: Mapping[str, Any]) -> Sequence[Cause]:
+    """A kind whose schema says all."""
+    return ()
+
+
+def no_update_rules(new: Mapping[str, Any], old: Mapping[str, Any]) -> Sequence[Cause]:
+    """A kind that may be changed freely."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of object.
+
+    :ivar schema: name of its definition in the published OpenAPI schema
+    :ivar verbs: of the kind itself, as discovery tells them
+    :ivar subresources: names; ``status`` and ``scale`` are served generically, others by handlers of their own
+    :ivar selectable: field paths that a field selector may name, besides ``metadata.name`` and ``metadata.namespace``
+    :ivar default: fills in what is missing, in place
+    :ivar validate: everything wrong with an object that fits its schema
+    :ivar validate_update: everything wrong with a change (immutability)
+    :ivar generation: fields below ``spec`` count as generations
+    :ivar prepare_create: in place, before defaults: resets what a client may not set (``status`` for kinds with one)
+    :ivar stored: False: a review that is answered and not kept
+    """
+
+    resource: Resource
+    singular: str
+    schema: str
+    short_names: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    verbs: tuple[str, ...] = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+    subresources: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    selectable: tuple[str, ...] = ()
+    default: Callable[[Object], None] = no_defaults
+    validate: Callable[[Mapping[str, Any]], Sequence[Cause]] = no_rules
+    validate_update: Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[Cause]] = no_update_rules
+    generation: bool = True
+    stored: bool = True

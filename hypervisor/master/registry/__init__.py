@@ -1,0 +1,1 @@
+"""Objects over the store: identity, versions, optimistic locking, watch caches."""

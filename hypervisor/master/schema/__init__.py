@@ -1,0 +1,1 @@
+"""Types of the kinds, from the OpenAPI schema that Kubernetes publishes."""
