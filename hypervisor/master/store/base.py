@@ -1,7 +1,7 @@
 """The interface of every store.
 
 Revisions are positive integers; each change of any key gets the next one (or a later one), and all clients see them in
-that order. A write that was acknowledged is on stable storage. All methods may be called from several tasks of one loop.
+that order. A write that was acknowledged is on stable storage. Methods may be called from several tasks of one loop.
 """
 
 from __future__ import annotations
