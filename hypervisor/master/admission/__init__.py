@@ -1,0 +1,1 @@
+"""Admission: what happens to a request between its authorization and the registry."""
