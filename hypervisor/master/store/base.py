@@ -43,6 +43,13 @@ class Compacted(HvError):
         self.oldest = oldest
 
 
+class CorruptStore(HvError):
+    """The store's file is damaged, or is not one of this program's; nothing was written to it."""
+
+    reason = "InternalError"
+    code = 500
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A key as some revision left it. `created` and `modified` are revisions."""

@@ -1,0 +1,18 @@
+"""Stores for tests, each empty."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hypervisor.master.store.base import Store
+from hypervisor.master.store.sqlite import SqliteStore
+
+
+@pytest.fixture(params=["sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    store = await SqliteStore.open(tmp_path / "store.db")
+    yield store
+    await store.close()
