@@ -110,7 +110,7 @@ def check(options: RunOptions) -> None:
     :raises InvalidInput: an option that does not fit; the message names it
     """
     from hypervisor.controller.names import dns_subdomain
-    from hypervisor.controller.quantity import parse_quantity
+    from hypervisor.kube.quantity import parse_quantity
 
     if options.name:
         dns_subdomain(options.name, where="--name")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from hypervisor.controller import names
-from hypervisor.controller.quantity import parse_bytes, parse_cpu_millis
 from hypervisor.controller.schema import field_path
 from hypervisor.controller.spec import (
     ContainerSpec,
@@ -20,6 +19,7 @@ from hypervisor.controller.spec import (
 from hypervisor.errors import InvalidInput
 from hypervisor.images.reference import id_prefix
 from hypervisor.images.reference import parse as parse_reference
+from hypervisor.kube.quantity import parse_bytes, parse_cpu_millis
 
 Object = Mapping[str, Any]
 

@@ -15,10 +15,10 @@ import yaml
 from hypervisor.controller import names
 from hypervisor.controller.container_parser import confined_syscalls, one_of, parse_container, parse_id
 from hypervisor.controller.fields import check_support
-from hypervisor.controller.quantity import parse_bytes
 from hypervisor.controller.schema import check_pod, field_path
 from hypervisor.controller.spec import ContainerSpec, Network, NetworkMode, PodSpec, RestartPolicy, Security, Volume
 from hypervisor.errors import InvalidInput
+from hypervisor.kube.quantity import parse_bytes
 
 Object = Mapping[str, Any]
 

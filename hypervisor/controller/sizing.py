@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisor.controller.quantity import format_bytes
 from hypervisor.controller.spec import ContainerSpec, PodSpec
 from hypervisor.errors import InvalidInput, ResourceExhausted
+from hypervisor.kube.quantity import format_bytes
 
 MIB = 1024 * 1024
 CONTAINER_MEMORY = 128 * MIB

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.controller.quantity import format_bytes, parse_bytes, parse_cpu_millis, parse_quantity
 from hypervisor.errors import InvalidInput
+from hypervisor.kube.quantity import format_bytes, parse_bytes, parse_cpu_millis, parse_quantity
 
 BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 DECIMAL = {"m": Fraction(1, 1000), "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
