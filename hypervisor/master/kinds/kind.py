@@ -54,8 +54,10 @@ class Kind:
     :ivar validate: everything wrong with an object that fits its schema
     :ivar validate_update: everything wrong with a change (immutability)
     :ivar generation: fields below ``spec`` count as generations
-    :ivar prepare_create: in place, before defaults: resets what a client may not set (``status`` for kinds with one)
+    :ivar prepare_create: in place, before defaults: what a new object of this kind begins with (a Pod's phase)
     :ivar stored: False: a review that is answered and not kept
+    :ivar kept_as: another kind's resource, whose objects these are in another form (events.k8s.io's Event is the core
+        one); `to_kept` and `from_kept` turn one form into the other
     """
 
     resource: Resource
@@ -72,3 +74,17 @@ class Kind:
     validate_update: Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[Cause]] = no_update_rules
     generation: bool = True
     stored: bool = True
+    prepare_create: Callable[[Object], None] = no_defaults
+    kept_as: Resource | None = None
+    to_kept: Callable[[Mapping[str, Any]], Object] = dict
+    from_kept: Callable[[Mapping[str, Any]], Object] = dict
+
+    @property
+    def has_status(self) -> bool:
+        """Whether ``status`` is written through its subresource only."""
+        return "status" in self.subresources
+
+    @property
+    def list_kind(self) -> str:
+        """The kind of its lists: ``PodList``."""
+        return f"{self.resource.kind}List"

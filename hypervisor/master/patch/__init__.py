@@ -1,1 +1,1 @@
-"""The four ways to patch an object: JSON, merge, strategic merge and server-side apply."""
+"""Patches, as pure functions of plain JSON values: nothing given is changed, nothing returned is shared with it."""

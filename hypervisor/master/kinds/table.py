@@ -1,0 +1,317 @@
+"""The kinds that the master serves: one row each.
+
+Adding a kind is a row here (its schema comes from the published definitions), and, where it has some, functions for
+defaults, validation and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from hypervisor.kube import resources
+from hypervisor.kube.resources import Resource
+from hypervisor.master.kinds import columns, events
+from hypervisor.master.kinds.cells import PLAIN
+from hypervisor.master.kinds.kind import Kind
+from hypervisor.master.kinds.pod_columns import POD
+
+_CORE = "io.k8s.api.core.v1."
+_APPS = "io.k8s.api.apps.v1."
+_RBAC = "io.k8s.api.rbac.v1."
+_CREATE = ("create",)
+_POD_SUBRESOURCES = (
+    "attach",
+    "binding",
+    "ephemeralcontainers",
+    "eviction",
+    "exec",
+    "log",
+    "portforward",
+    "status",
+)
+_POD_FIELDS = (
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "spec.hostNetwork",
+    "status.phase",
+    "status.podIP",
+    "status.nominatedNodeName",
+)
+_EVENT_FIELDS = (
+    "involvedObject.kind",
+    "involvedObject.namespace",
+    "involvedObject.name",
+    "involvedObject.uid",
+    "involvedObject.apiVersion",
+    "involvedObject.resourceVersion",
+    "involvedObject.fieldPath",
+    "reason",
+    "reportingComponent",
+    "source",
+    "type",
+)
+_EVENTS_V1_FIELDS = (*(f.replace("involvedObject", "regarding") for f in _EVENT_FIELDS), "reportingController")
+
+
+def _review(resource: Resource, schema: str) -> Kind:
+    """A question: posted, answered in its status, never kept."""
+    return Kind(
+        resource,
+        resource.kind.lower(),
+        f"io.k8s.api.{schema}.v1.{resource.kind}",
+        verbs=_CREATE,
+        columns=PLAIN,
+        generation=False,
+        stored=False,
+    )
+
+
+CORE = (
+    Kind(
+        resources.NAMESPACES,
+        "namespace",
+        _CORE + "Namespace",
+        short_names=("ns",),
+        verbs=("create", "delete", "get", "list", "patch", "update", "watch"),
+        subresources=("finalize", "status"),
+        columns=columns.NAMESPACE,
+        selectable=("status.phase",),
+        generation=False,
+    ),
+    Kind(
+        resources.NODES,
+        "node",
+        _CORE + "Node",
+        short_names=("no",),
+        subresources=("proxy", "status"),
+        columns=columns.NODE,
+        selectable=("spec.unschedulable",),
+        generation=False,
+    ),
+    Kind(
+        resources.PODS,
+        "pod",
+        _CORE + "Pod",
+        short_names=("po",),
+        categories=("all",),
+        subresources=_POD_SUBRESOURCES,
+        columns=POD,
+        selectable=_POD_FIELDS,
+    ),
+    Kind(
+        resources.EVENTS,
+        "event",
+        _CORE + "Event",
+        short_names=("ev",),
+        columns=columns.EVENT,
+        selectable=_EVENT_FIELDS,
+        generation=False,
+    ),
+    Kind(
+        resources.EVENTS_V1,
+        "event",
+        "io.k8s.api.events.v1.Event",
+        short_names=("ev",),
+        columns=columns.EVENT_VIEW,
+        selectable=_EVENTS_V1_FIELDS,
+        generation=False,
+        kept_as=resources.EVENTS,
+        to_kept=events.to_core,
+        from_kept=events.from_core,
+    ),
+    Kind(
+        resources.CONFIG_MAPS,
+        "configmap",
+        _CORE + "ConfigMap",
+        short_names=("cm",),
+        columns=columns.CONFIG_MAP,
+        generation=False,
+    ),
+    Kind(
+        resources.SECRETS,
+        "secret",
+        _CORE + "Secret",
+        columns=columns.SECRET,
+        selectable=("type",),
+        generation=False,
+    ),
+    Kind(
+        resources.SERVICE_ACCOUNTS,
+        "serviceaccount",
+        _CORE + "ServiceAccount",
+        short_names=("sa",),
+        subresources=("token",),
+        columns=columns.SERVICE_ACCOUNT,
+        generation=False,
+    ),
+    Kind(
+        resources.SERVICES,
+        "service",
+        _CORE + "Service",
+        short_names=("svc",),
+        categories=("all",),
+        subresources=("status",),
+        columns=columns.SERVICE,
+        selectable=("spec.clusterIP", "spec.type"),
+        generation=False,
+    ),
+    Kind(
+        resources.ENDPOINTS,
+        "endpoints",
+        _CORE + "Endpoints",
+        short_names=("ep",),
+        columns=columns.ENDPOINTS,
+        generation=False,
+    ),
+)
+WORKLOADS = (
+    Kind(
+        resources.REPLICA_SETS,
+        "replicaset",
+        _APPS + "ReplicaSet",
+        short_names=("rs",),
+        categories=("all",),
+        subresources=("scale", "status"),
+        columns=columns.REPLICA_SET,
+        selectable=("status.replicas",),
+    ),
+    Kind(
+        resources.DEPLOYMENTS,
+        "deployment",
+        _APPS + "Deployment",
+        short_names=("deploy",),
+        categories=("all",),
+        subresources=("scale", "status"),
+        columns=columns.DEPLOYMENT,
+    ),
+    Kind(
+        resources.DAEMON_SETS,
+        "daemonset",
+        _APPS + "DaemonSet",
+        short_names=("ds",),
+        categories=("all",),
+        subresources=("status",),
+        columns=columns.DAEMON_SET,
+    ),
+    Kind(
+        resources.CONTROLLER_REVISIONS,
+        "controllerrevision",
+        _APPS + "ControllerRevision",
+        columns=columns.CONTROLLER_REVISION,
+        generation=False,
+    ),
+    Kind(
+        resources.JOBS,
+        "job",
+        "io.k8s.api.batch.v1.Job",
+        categories=("all",),
+        subresources=("status",),
+        columns=columns.JOB,
+        selectable=("status.successful",),
+    ),
+    Kind(
+        resources.POD_DISRUPTION_BUDGETS,
+        "poddisruptionbudget",
+        "io.k8s.api.policy.v1.PodDisruptionBudget",
+        short_names=("pdb",),
+        subresources=("status",),
+        columns=columns.POD_DISRUPTION_BUDGET,
+    ),
+)
+CLUSTER = (
+    Kind(
+        resources.LEASES,
+        "lease",
+        "io.k8s.api.coordination.v1.Lease",
+        columns=columns.LEASE,
+        generation=False,
+    ),
+    Kind(
+        resources.ENDPOINT_SLICES,
+        "endpointslice",
+        "io.k8s.api.discovery.v1.EndpointSlice",
+        columns=columns.ENDPOINT_SLICE,
+    ),
+    Kind(
+        resources.CSRS,
+        "certificatesigningrequest",
+        "io.k8s.api.certificates.v1.CertificateSigningRequest",
+        short_names=("csr",),
+        subresources=("approval", "status"),
+        columns=columns.CSR,
+        selectable=("spec.signerName",),
+        generation=False,
+    ),
+    Kind(
+        resources.PRIORITY_CLASSES,
+        "priorityclass",
+        "io.k8s.api.scheduling.v1.PriorityClass",
+        short_names=("pc",),
+        columns=columns.PRIORITY_CLASS,
+    ),
+    Kind(resources.ROLES, "role", _RBAC + "Role", columns=PLAIN, generation=False),
+    Kind(resources.CLUSTER_ROLES, "clusterrole", _RBAC + "ClusterRole", columns=PLAIN, generation=False),
+    Kind(resources.ROLE_BINDINGS, "rolebinding", _RBAC + "RoleBinding", columns=columns.BINDING, generation=False),
+    Kind(
+        resources.CLUSTER_ROLE_BINDINGS,
+        "clusterrolebinding",
+        _RBAC + "ClusterRoleBinding",
+        columns=columns.BINDING,
+        generation=False,
+    ),
+)
+REVIEWS = (
+    _review(resources.TOKEN_REVIEWS, "authentication"),
+    _review(resources.SELF_SUBJECT_REVIEWS, "authentication"),
+    _review(resources.SUBJECT_ACCESS_REVIEWS, "authorization"),
+    _review(resources.LOCAL_SUBJECT_ACCESS_REVIEWS, "authorization"),
+    _review(resources.SELF_SUBJECT_ACCESS_REVIEWS, "authorization"),
+    _review(resources.SELF_SUBJECT_RULES_REVIEWS, "authorization"),
+)
+
+
+class Kinds:
+    """Kinds by their names. Never changed once made."""
+
+    def __init__(self, rows: Iterable[Kind]) -> None:
+        self._rows = tuple(rows)
+        self._by_plural = {(k.resource.group, k.resource.version, k.resource.plural): k for k in self._rows}
+        self._by_kind = {(k.resource.group, k.resource.version, k.resource.kind): k for k in self._rows}
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, group: str, version: str, plural: str) -> Kind | None:
+        """The kind that a URL path names."""
+        return self._by_plural.get((group, version, plural))
+
+    def of_kind(self, group: str, version: str, kind: str) -> Kind | None:
+        """The kind that an object says it is of."""
+        return self._by_kind.get((group, version, kind))
+
+    def of(self, resource: Resource) -> Kind:
+        """The row of a resource.
+
+        :raises KeyError: it is not served
+        """
+        return self._by_plural[resource.group, resource.version, resource.plural]
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The served groups, the core group first, each with its versions."""
+        found: dict[str, dict[str, None]] = {}
+        for kind in self._rows:
+            found.setdefault(kind.resource.group, {})[kind.resource.version] = None
+        return {group: tuple(found[group]) for group in sorted(found)}
+
+    def in_group(self, group: str, version: str) -> tuple[Kind, ...]:
+        """The kinds of one group and version."""
+        return tuple(k for k in self._rows if (k.resource.group, k.resource.version) == (group, version))
+
+
+KINDS = Kinds((*CORE, *WORKLOADS, *CLUSTER, *REVIEWS))
+"""Every kind that the master serves."""
