@@ -46,6 +46,9 @@ class Machine(Protocol):
     def disk_full(self) -> AsyncIterator[bool]:
         """True when the VM stops because the host's disk is full; False when there is room and it goes on."""
 
+    def note_started(self) -> None:
+        """Its first container has started: what it has touched up to here, later clones will touch too."""
+
     def console_tail(self, limit: int) -> bytes:
         """At most `limit` of the last bytes of the guest's console."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -21,6 +21,8 @@ from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.templates.build import build_template, template_key
 from hypervisor.vmm.templates.frames import HostFrames
 from hypervisor.vmm.templates.store import TemplateStore
+from hypervisor.vmm.templates.template import Template
+from hypervisor.vmm.vm import RunningVm
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +37,8 @@ class Templates:
     capabilities: HostCapabilities
     identities: IdentityPool
     zygote: KeptZygote
+    recording: dict[Path, Template] = field(default_factory=dict)
+    """Templates whose working set a clone is recording: one at a time, for it starts slower than others."""
 
     async def sweep(self, guest_digest: str) -> None:
         """Ends what a daemon that was killed amid making a template has left, and removes the templates of other guest
@@ -70,12 +74,39 @@ class Templates:
                 await sweep(vm_directory, self.capabilities)
                 await build_template(plan, self.zygote, folder)
 
-            return self.frames.clone_plan(await self.store.get(key, build))
+            return await self._with_working_set(await self.store.get(key, build))
         except HvError as e:
             log.warning("no template; the VM starts cold", reason=str(e))
             return None
         finally:
             self.identities.release(identity)
+
+    async def _with_working_set(self, template: Template) -> ClonePlan:
+        plan = self.frames.clone_plan(template)
+        if await asyncio.to_thread(template.working_set):
+            return dataclasses.replace(plan, working_set=True)
+        if template.path in self.recording:
+            return plan
+        self.recording[template.path] = template
+        return dataclasses.replace(plan, recording=True)
+
+    async def keep_working_set(self, vm: RunningVm) -> None:
+        """What a recording clone has touched becomes its template's working set. Never raises: the next one may do."""
+        clone = vm.plan.clone
+        template = None if clone is None or not clone.recording else self.recording.get(clone.template)
+        if template is None:
+            return
+        try:
+            pages = await vm.working_set()
+            await asyncio.to_thread(template.keep_working_set, pages)
+            log.info("working set recorded", template=template.path.name, touched=len(pages))
+        except (HvError, OSError) as e:
+            log.warning("working set not recorded", template=template.path.name, reason=str(e))
+
+    def recorded(self, clone: ClonePlan | None) -> None:
+        """A clone records no more, or has never run; harmless when it had not recorded."""
+        if clone is not None and clone.recording:
+            self.recording.pop(clone.template, None)
 
 
 def size_class(config: VmConfig) -> VmConfig:

@@ -157,6 +157,7 @@ class VmSession:
             version = await self._journal.topic.wait_newer(version)
         timing = {**self._journal.record.timing, "containers": time.monotonic() - began}
         self._journal.update(timing=rounded(timing))
+        self._machine.note_started()
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 

@@ -20,7 +20,7 @@ from hypervisor.vmm.capabilities import HostCapabilities, probe
 from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import IdentityPool
-from hypervisor.vmm.plan import LaunchPlan, plan_launch
+from hypervisor.vmm.plan import ClonePlan, LaunchPlan, plan_launch
 from hypervisor.vmm.qmp import QmpEvent
 from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.vm import RunningVm
@@ -45,6 +45,7 @@ class VmHost:
     async def start(self, request: VmRequest) -> Machine:
         """:raises HvError: it could not be started; nothing of it is left"""
         identity = await asyncio.to_thread(self.identities.take)
+        clone: ClonePlan | None = None
         try:
             # As it is now: it may have been made anew, and a template of the old one must not meet the new one's root.
             guest = await asyncio.to_thread(GuestImage.load, self.guest.directory)
@@ -52,8 +53,9 @@ class VmHost:
             clone = None if request.cold else await self.templates.clone_plan(config)
             plan = plan_launch(config, self.capabilities, request.directory, identity, clone=clone)
             database = self.templates.frames.reader_fd
-            return HostedVm(await launch.start(plan, self.zygote, database=database), self.identities)
+            return HostedVm(await launch.start(plan, self.zygote, database=database), self)
         except BaseException:
+            self.templates.recorded(clone)
             self.identities.release(identity)
             raise
 
@@ -76,7 +78,7 @@ class VmHost:
         if vm is None:
             return None
         self.identities.claim(vm.plan.identity)
-        return HostedVm(vm, self.identities)
+        return HostedVm(vm, self)
 
     async def sweep(self, directory: Path) -> None:
         """Ends every process of the VM there and removes all that it left."""
@@ -86,9 +88,11 @@ class VmHost:
 class HostedVm:
     """A `Machine`: a running VM and its identity, which is given back when the VM has gone."""
 
-    def __init__(self, vm: RunningVm, identities: IdentityPool) -> None:
+    def __init__(self, vm: RunningVm, host: VmHost) -> None:
         self.vm = vm
-        self._identities = identities
+        self._identities = host.identities
+        self._templates = host.templates
+        self._recording: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> VsockAddress:
@@ -121,6 +125,16 @@ class HostedVm:
                     await self.vm.resume()
             yield False
 
+    def note_started(self) -> None:
+        """A clone that records its template's working set has touched it."""
+        if self._recording is None:
+            self._recording = asyncio.create_task(self._templates.keep_working_set(self.vm))
+
+    async def _end_recording(self) -> None:
+        if self._recording is not None:
+            await asyncio.wait([self._recording])  # it has a time-out of its own
+        self._templates.recorded(self.plan.clone)
+
     def console_tail(self, limit: int) -> bytes:
         """The last of the guest's console."""
         return self.vm.console_tail(limit)
@@ -142,6 +156,7 @@ class HostedVm:
 
     async def remove(self) -> None:
         """Ends whatever still runs and removes its folder."""
+        await self._end_recording()
         await self.vm.end_now()
         with suppress(HvError):
             await self.vm.remove()  # what cannot be removed is swept at the next start
@@ -149,6 +164,7 @@ class HostedVm:
 
     async def detach(self) -> None:
         """Lets go of it without ending it."""
+        await self._end_recording()
         await self.vm.detach()
 
 

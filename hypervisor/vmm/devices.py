@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import dataclasses
 import json
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from hypervisor.vmm.plan import LaunchPlan
+from hypervisor.errors import ProtocolError
+from hypervisor.vmm.plan import ClonePlan, LaunchPlan
+from hypervisor.vmx import control
 from hypervisor.vmx.config import RamConfig, VmxConfig, VmxFds
 from hypervisor.vmx.process import ProcessId
 
@@ -28,8 +33,26 @@ def vmx_config(plan: LaunchPlan) -> VmxConfig:
     return VmxConfig(
         directory=plan.files.vmx, guest_cid=plan.vmx.guest_cid, uid=plan.identity.uid, gid=plan.identity.uid,
         cgroups=cgroup.cgroups().paths(cgroup.name).directories, stream_limits=(plan.vmx.log_bytes,) * 2,
-        ram=None if plan.clone is None else RamConfig(ram_bytes=plan.clone.ram_bytes, mappings=plan.clone.mappings),
+        ram=None if plan.clone is None else _ram_config(plan.clone),
     )  # fmt: skip
+
+
+def _ram_config(clone: ClonePlan) -> RamConfig:
+    config = RamConfig(ram_bytes=clone.ram_bytes, mappings=clone.mappings, template=clone.ram_sha256)
+    return dataclasses.replace(config, around_pages=1) if clone.recording else config
+
+
+async def vmx_working_set(socket: Path) -> list[int]:
+    """Pages of a clone's RAM in the order of their first touch. vmx is not trusted: they may be any numbers.
+
+    :raises HvError: it does not answer, or nonsense
+    """
+    answer = await control.call(socket, "working-set", timeout=_ANSWER_S)
+    try:
+        data = base64.b64decode(answer["pages"], validate=True)
+        return array("I", data).tolist()
+    except (TypeError, KeyError, ValueError) as e:
+        raise ProtocolError(f"vmx at {socket} answered nonsense to working-set") from e
 
 
 async def vmx_stats(socket: Path) -> Mapping[str, Any]:

@@ -62,12 +62,18 @@ class ClonePlan:
     """What a clone starts from.
 
     :param template: folder of the template (see `hypervisor.vmm.templates`)
+    :param ram_sha256: of the template's RAM: its working set must be of it
     :param mappings: pages of guest RAM as (first page, pages, VAD, first page of the VAD)
+    :param working_set: whether the template's is there to be prefetched
+    :param recording: this clone records it: its faults are served page by page
     """
 
     template: Path
     ram_bytes: int
+    ram_sha256: str
     mappings: tuple[tuple[int, int, int, int], ...]
+    working_set: bool = False
+    recording: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from typing import Any
 
 from hypervisor.errors import Conflict, HvError, Unavailable
 from hypervisor.vmm.death import VmDeath, explain, read_tails, read_vmx_tail
-from hypervisor.vmm.devices import vmx_stats
+from hypervisor.vmm.devices import vmx_stats, vmx_working_set
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp, QmpEvent
 from hypervisor.vmm.watch import ProcessWatch
@@ -165,6 +165,13 @@ class RunningVm:
         used = await asyncio.to_thread(cgroup.cgroups().stats, paths)
         vmx = await vmx_stats(self.plan.files.vmx_socket)
         return VmStats(used.cpu_ns, used.memory_bytes, used.memory_peak, used.pids, vmx)
+
+    async def working_set(self) -> list[int]:
+        """Of a clone: pages of its RAM in the order of their first touch, as its vmx tells them.
+
+        :raises HvError: vmx does not answer
+        """
+        return await vmx_working_set(self.plan.files.vmx_socket)
 
     # ---- control ---------------------------------------------------------------------------------------------------
 

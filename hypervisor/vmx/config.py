@@ -26,13 +26,16 @@ class RamConfig:
     :param ram_bytes: its size
     :param mappings: pages of RAM as (first page, pages, VAD, first page of the VAD), not overlapping; the VADs are in
         the page-frame database whose descriptor comes along (`VmxFds.ram`) and read from source `source`
-    :param around_pages: fault-around window, a power of two
+    :param around_pages: fault-around window, a power of two; 1 while a working set is recorded, so that it has
+        only what was touched
+    :param template: SHA-256 of the template's RAM, in hex: what a working set must be of
     """
 
     ram_bytes: int
     mappings: tuple[tuple[int, int, int, int], ...]
     source: int = 0
     around_pages: int = 16
+    template: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +116,19 @@ class RamFds:
     :param database: the host's page-frame database, which this process only reads
     :param template: the file that the VADs read from
     :param device: /dev/userfaultfd, open
+    :param working_set: what to prefetch (`hypervisor.vmx.working_set`); None: nothing
     """
 
     socket: int
     database: int
     template: int
     device: int
+    working_set: int | None = None
+
+    def flat(self) -> list[int]:
+        """In the order in which they travel."""
+        fds = (self.socket, self.database, self.template, self.device, self.working_set)
+        return [fd for fd in fds if fd is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,7 @@ class VmxFds:
     def flat(self) -> list[int]:
         """In the order in which they travel."""
         frontend = [] if self.frontend is None else [self.frontend]
-        ram = [] if self.ram is None else [self.ram.socket, self.ram.database, self.ram.template, self.ram.device]
+        ram = [] if self.ram is None else self.ram.flat()
         return [*frontend, *(fd for pair in self.streams for fd in pair), *ram]
 
 

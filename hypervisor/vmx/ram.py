@@ -5,7 +5,8 @@ Theory of operation
 ::
 
     made (address space mapped, this process's userfaultfd open) -> WAITING for QEMU's mapping
-        -> SERVING: the library in QEMU has passed the userfaultfd and was told to go on
+        -> SERVING: the library in QEMU has passed the userfaultfd and was told to go on;
+                    meanwhile a thread of its own prefetches the template's working set, in order, in small batches
         -> FAILED: a page could not be served; the reason ends this vmx, and with it the VM
 
 QEMU cannot touch its RAM before it was told to go on, and the vsock device tells of its own mapping before it touches
@@ -16,19 +17,23 @@ that would wake whoever waits for a page, with zeroes.
 from __future__ import annotations
 
 import array
+import base64
 import os
 import socket
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from hypervisor.errors import HvError
+from hypervisor.errors import HvError, InvalidInput
 from hypervisor.memory.database import PageFrameDatabase
 from hypervisor.memory.faults import FaultServer
 from hypervisor.memory.native import PAGE
 from hypervisor.memory.space import AddressSpace
+from hypervisor.vmx import working_set
 from hypervisor.vmx.config import RamConfig, RamFds
 
 _MAPPING = struct.Struct("=QQQ")  # address, length, offset in RAM
@@ -43,6 +48,8 @@ class LazyRam:
 
     def __init__(self, config: RamConfig, fds: RamFds, *, failed: Callable[[str], None]) -> None:
         self._failed = failed
+        self._prefetch = _read_working_set(config, fds.working_set)
+        self.prefetch_seconds: float | None = None
         self._library = socket.socket(fileno=fds.socket)
         self._database = PageFrameDatabase.open(fds.database, writer=False)
         self._space = AddressSpace(self._database)
@@ -53,8 +60,9 @@ class LazyRam:
         )
         self._server.add_source(config.source, fds.template)
         self._server.open_own(fds.device)
-        for fd in (fds.database, fds.template, fds.device):
-            os.close(fd)
+        for fd in (fds.database, fds.template, fds.device, fds.working_set):
+            if fd is not None:
+                os.close(fd)
 
     @property
     def map_hook(self) -> tuple[int, int]:
@@ -80,7 +88,10 @@ class LazyRam:
                 fds = array.array("i")
                 for _, _, data in ancillary:
                     fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-                self._library.send(_GO_ON if self._accept(body, list(fds)) else _REFUSED)
+                accepted = self._accept(body, list(fds))
+                self._library.send(_GO_ON if accepted else _REFUSED)
+            if accepted:
+                self._prefetch_all()
         except OSError as e:
             self._failed(f"QEMU's mapping was not handed over: {e.strerror}")
 
@@ -97,11 +108,36 @@ class LazyRam:
             return False
         return True
 
+    def _prefetch_all(self) -> None:
+        """Real faults are served by their own thread, and never wait behind more than one batch in the kernel."""
+        began = time.monotonic()
+        for batch in working_set.batches(self._prefetch):
+            self._server.prefetch(batch)
+        self.prefetch_seconds = time.monotonic() - began
+
     def working_set(self) -> dict[str, Any]:
-        """Pages in the order of their first touch, for the control socket."""
-        return {"pages": self._server.recorded()}
+        """Pages in the order of their first touch, for the control socket: base64 of 32-bit numbers, no more than one
+        of its lines may hold.
+        """
+        pages = array.array("I", self._server.recorded()[: working_set.MAX_PAGES])
+        return {"pages": base64.b64encode(pages.tobytes()).decode()}
 
     def stats(self) -> dict[str, Any]:
         """Counters, and what the page table takes."""
         table = self._space.usage()
-        return asdict(self._server.stats()) | {"table_bytes": table.node_bytes, "mapped_pages": table.mapped_pages}
+        return asdict(self._server.stats()) | {
+            "table_bytes": table.node_bytes, "mapped_pages": table.mapped_pages,
+            "working_set_pages": len(self._prefetch), "prefetch_seconds": self.prefetch_seconds,
+        }  # fmt: skip
+
+
+def _read_working_set(config: RamConfig, fd: int | None) -> array.array[int]:
+    """What to prefetch; nothing when the file makes no sense: a start is then slower, and otherwise the same."""
+    if fd is None:
+        return array.array("I")
+    try:
+        data = os.pread(fd, working_set.MAX_BYTES + 1, 0)
+        return working_set.decode(data, template=config.template, ram_pages=config.ram_bytes // PAGE)
+    except (OSError, InvalidInput) as e:
+        sys.stderr.write(f"nothing is prefetched: {e}\n")
+        return array.array("I")

@@ -111,6 +111,7 @@ class Zygote:
                 "frontend": fds.frontend is not None,
                 "streams": len(fds.streams),
                 "ram": fds.ram is not None,
+                "working_set": fds.ram is not None and fds.ram.working_set is not None,
             }
         ).encode()
         try:
@@ -187,7 +188,10 @@ def _parse_request(data: bytes, descriptors: list[int]) -> tuple[VmxConfig, VmxF
     streams = tuple((next(rest), next(rest)) for _ in range(value["streams"]))
     ram = None
     if value["ram"]:
-        ram = RamFds(socket=next(rest), database=next(rest), template=next(rest), device=next(rest))
+        ram = RamFds(
+            socket=next(rest), database=next(rest), template=next(rest), device=next(rest),
+            working_set=next(rest) if value["working_set"] else None,
+        )  # fmt: skip
     return VmxConfig.from_json(value["config"].encode()), VmxFds(frontend=frontend, streams=streams, ram=ram)
 
 

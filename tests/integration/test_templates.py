@@ -86,6 +86,30 @@ def test_no_two_clones_are_equal(host: Host) -> None:
         assert len(set(values)) == CLONES, f"{what}: {values}"
 
 
+def ram_of(host: Host, name: str) -> Any:
+    """What a pod's vmx counts of its guest's RAM."""
+    (pod,) = (p for p in host.json("top")["pods"] if p["name"] == name)
+    return pod["vm"]["vmx"]["ram"]
+
+
+def test_a_working_set_is_recorded_once_and_saves_the_faults(host: Host) -> None:
+    (template,) = templates(host)
+    path = template / "working-set"
+    path.write_bytes(b"damaged")
+    with running(host, "recorder", "sleep", "1000") as folder:
+        assert plan(folder)["clone"]["recording"]
+        wait_for(path.exists, "the working set is there", 10)
+        recorder = ram_of(host, "recorder")
+        with running(host, "reader", "sleep", "1000") as other:
+            assert plan(other)["clone"]["working_set"]
+            reader = ram_of(host, "reader")
+    assert "checksum" in warnings(host, "working set dropped; it is recorded anew")[-1]
+    assert recorder["prefetched"] == 0
+    assert reader["prefetched"] > 1000
+    assert reader["faults"] <= recorder["faults"] / 20
+    assert (reader["pages_copied"] + reader["pages_zeroed"]) * 4096 <= 32 << 20
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [("ram", "ram was changed"), ("state", "state cannot be read"), ("template.json", "template.json")],

@@ -47,7 +47,10 @@ class HostFrames:
         name = template.manifest.ram_sha256
         if name not in self._mappings:
             self._mappings[name] = self._add(template)
-        return ClonePlan(template=template.path, ram_bytes=template.manifest.ram_bytes, mappings=self._mappings[name])
+        return ClonePlan(
+            template=template.path, ram_bytes=template.manifest.ram_bytes, ram_sha256=name,
+            mappings=self._mappings[name],
+        )  # fmt: skip
 
     def _add(self, template: Template) -> tuple[Mapping, ...]:
         pages = template.manifest.ram_bytes // PAGE

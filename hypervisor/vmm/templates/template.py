@@ -5,7 +5,7 @@ A template is a folder::
     ram            guest RAM of the booted guest, sparse: what is a hole is zero
     state          QEMU's device state (a migration stream without RAM)
     template.json  `Manifest`: what it was made for, and digests of the others
-    working-set    page numbers that a first clone touched, in that order (made later; absent at first)
+    working-set    pages that a first clone touched (`hypervisor.vmx.working_set`; made later, absent at first)
 
 ``template.json`` is written last, so a folder without one is no template. Digests are checked once for each (inode,
 size, mtime): a start is not slowed by hashing.
@@ -13,24 +13,28 @@ size, mtime): a start is not slowed by hashing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from hypervisor.errors import HvError, InvalidInput
 from hypervisor.vmm import records
 from hypervisor.vmm.directory import write_atomically
+from hypervisor.vmx import working_set
+
+log = structlog.get_logger(__name__)
 
 FORMAT = 3
 PAGE = 4096
-#: a longer working set than this is cut: prefetching it would cost more than it saves
-MAX_WORKING_SET = 1 << 20
 
 _verified: dict[tuple[int, int, int, int], str] = {}
 
@@ -93,6 +97,11 @@ class Template:
         """Device state of the template in `path`."""
         return path / "state"
 
+    @staticmethod
+    def working_set_of(path: Path) -> Path:
+        """Where the working set of the template in `path` is, if one was recorded."""
+        return path / "working-set"
+
     @property
     def ram(self) -> Path:
         return self.ram_of(self.path)
@@ -143,28 +152,41 @@ class Template:
         _verified[seen] = sha256
 
     def working_set(self) -> array[int]:
-        """Page numbers to prefetch, in order; empty while none was recorded, or when the file makes no sense."""
-        numbers = array("I")
+        """Page numbers to prefetch, in order; empty while none was recorded. One that is damaged is removed: the next
+        clone records it anew.
+        """
+        path = self.working_set_of(self.path)
         try:
-            data = (self.path / "working-set").read_bytes()
-        except OSError:
-            return numbers
-        if len(data) % numbers.itemsize or len(data) > MAX_WORKING_SET * numbers.itemsize:
-            return numbers
-        numbers.frombytes(data)
-        return numbers
+            with path.open("rb") as file:
+                data = file.read(working_set.MAX_BYTES + 1)
+            return working_set.decode(data, template=self.manifest.ram_sha256, ram_pages=self._pages)
+        except FileNotFoundError:
+            pass
+        except (OSError, InvalidInput) as e:
+            log.warning("working set dropped; it is recorded anew", template=self.path.name, reason=str(e))
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return array("I")
 
-    def keep_working_set(self, pages: array[int]) -> None:
-        """Records what a clone touched; whoever is first wins, for later clones had it prefetched."""
-        path = self.path / "working-set"
+    def keep_working_set(self, pages: Iterable[int]) -> None:
+        """Records what a clone touched; whoever is first wins, for later clones had it prefetched.
+
+        :raises OSError: it cannot be written; there is none then, or another's
+        """
+        path = self.working_set_of(self.path)
         temporary = path.with_suffix(f".{os.getpid()}.new")
-        temporary.write_bytes(pages[:MAX_WORKING_SET].tobytes())
+        data = working_set.encode(pages, template=self.manifest.ram_sha256, ram_pages=self._pages)
         try:
+            temporary.write_bytes(data)
             os.link(temporary, path)
         except FileExistsError:
             pass
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
+
+    @property
+    def _pages(self) -> int:
+        return self.manifest.ram_bytes // PAGE
 
 
 def key_of(path: Path) -> TemplateKey | None:

@@ -70,6 +70,9 @@ class FakeGuest:
         while True:
             yield await self.disk.get()
 
+    def note_started(self) -> None:
+        self.started = True
+
     def console_tail(self, limit: int) -> bytes:
         return b"booting\n"[-limit:]
 

@@ -53,7 +53,12 @@ def compare(name: str, argv: tuple[str, ...], request: pytest.FixtureRequest) ->
     assert text == path.read_text(), f"{path.name} differs; `pytest tests/unit/vmm --regenerate` if that is meant"
 
 
-CLONE = ClonePlan(template=Path("/var/lib/podvisor/templates/x"), ram_bytes=256 * MIB, mappings=((0, 65536, 1, 0),))
+CLONE = ClonePlan(
+    template=Path("/var/lib/podvisor/templates/x"),
+    ram_bytes=256 * MIB,
+    ram_sha256="00" * 32,
+    mappings=((0, 65536, 1, 0),),
+)
 
 
 def test_golden_template(guest: GuestImage, capabilities: HostCapabilities, request: pytest.FixtureRequest) -> None:

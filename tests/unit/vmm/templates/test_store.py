@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from array import array
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypervisor.errors import InvalidInput
 from hypervisor.vmm.templates.store import TemplateStore
 from hypervisor.vmm.templates.template import (
     PAGE,
@@ -21,6 +21,7 @@ from hypervisor.vmm.templates.template import (
     data_extents,
     outside,
 )
+from hypervisor.vmx import working_set
 
 KEY = TemplateKey(qemu_version="7.2.0", argv=("qemu", "-m", "1"), guest="g")
 SIZE = 64 * PAGE
@@ -147,11 +148,43 @@ async def test_another_key_is_another_template(store: TemplateStore) -> None:
 async def test_working_set_first_one_wins(store: TemplateStore) -> None:
     template = await store.get(KEY, build)
     assert len(template.working_set()) == 0
-    template.keep_working_set(array("I", [5, 3, 9]))
-    template.keep_working_set(array("I", [1]))
-    assert list(template.working_set()) == [5, 3, 9]
-    (template.path / "working-set").write_bytes(b"abc")
+    template.keep_working_set([5, 3, 9, 5, SIZE // PAGE, 7])
+    template.keep_working_set([1])
+    assert list(template.working_set()) == [5, 3, 9, 7]  # each once, and none beyond RAM
+    assert not [p for p in template.path.iterdir() if p.name.endswith(".new")]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "of another template", "too long"])
+async def test_a_damaged_working_set_is_dropped_and_recorded_anew(store: TemplateStore, damage: str) -> None:
+    template = await store.get(KEY, build)
+    template.keep_working_set([5, 3, 9])
+    path = Template.working_set_of(template.path)
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "flipped": data[:50] + bytes([data[50] ^ 4]) + data[51:],
+            "short": data[:-7],
+            "empty": b"",
+            "of another template": working_set.encode([1], template="11" * 32, ram_pages=64),
+            "too long": data + bytes(working_set.MAX_BYTES),
+        }[damage]
+    )
     assert len(template.working_set()) == 0
+    assert not path.exists()
+    template.keep_working_set([8])
+    assert list(template.working_set()) == [8]
+
+
+def test_a_working_set_is_bounded_and_filled_in_order() -> None:
+    pages = list(range(100_000, 0, -1))
+    data = working_set.encode(pages, template="00" * 32, ram_pages=1 << 20)
+    kept = working_set.decode(data, template="00" * 32, ram_pages=1 << 20)
+    assert list(kept) == pages[: working_set.MAX_PAGES]
+    filled = list(working_set.batches(kept))
+    assert [p for batch in filled for p in sorted(batch, reverse=True)] == list(kept)
+    assert all(list(batch) == sorted(batch) for batch in filled)
+    with pytest.raises(InvalidInput, match="more pages"):
+        working_set.decode(data, template="00" * 32, ram_pages=1000)
 
 
 def test_pages_of_zeroes_become_holes(tmp_path: Path) -> None:
