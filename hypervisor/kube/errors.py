@@ -56,6 +56,7 @@ class ApiError(HvError):
 
     :param reason: a key of `CODES`, or another word where `code` is given
     :param details: ``StatusDetails`` (name, group, kind, causes, retryAfterSeconds)
+    :ivar metadata: ``ListMeta`` of the Status; a list's ``continue`` token goes here
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class ApiError(HvError):
         self.reason = reason
         self.code = CODES.get(reason, 500) if code is None else code
         self.details: dict[str, Any] = dict(details or {})
+        self.metadata: dict[str, Any] = {}
 
     def status(self) -> dict[str, Any]:
         """The ``Status`` object that goes over the wire."""
         body: dict[str, Any] = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": self.metadata,
             "status": "Failure",
             "message": str(self),
             "reason": self.reason,
