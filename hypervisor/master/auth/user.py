@@ -37,6 +37,7 @@ class Attributes:
     :ivar verb: get, list, watch, create, update, patch, delete, deletecollection; of a URL that is no resource the
         HTTP method in lower case
     :ivar path: of a URL that is no resource; empty for resources
+    :ivar field_selector: of a list or watch, as the query has it
     """
 
     user: User
@@ -48,3 +49,4 @@ class Attributes:
     namespace: str = ""
     name: str = ""
     path: str = ""
+    field_selector: str = ""
