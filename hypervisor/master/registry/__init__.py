@@ -1,1 +1,1 @@
-"""Objects over the store: identity, versions, optimistic locking, watch caches."""
+"""Kubernetes objects over a store: metadata, optimistic locking, lists, watches, deletion."""

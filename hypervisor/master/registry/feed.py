@@ -1,0 +1,153 @@
+"""What keeps the caches in step with the store.
+
+Theory of operation: *prime* reads all objects at one revision, *follow* applies every later change to its kind's
+cache, in the order of revisions, and then tells whoever waits for that revision. If the store cannot say what happened
+since (compacted while it was away), the caches are made anew and all watchers sent away to list again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from hypervisor.errors import HvError, Unavailable
+from hypervisor.kube.errors import ApiError
+from hypervisor.master.kinds.kind import Kind
+from hypervisor.master.registry.cache import KindCache
+from hypervisor.master.store.base import Change, Compacted, Store
+
+ROOT = "/registry/"
+PAGE = 1000
+RETRY_S = 1.0
+FRESH_WITHIN_S = 3.0
+Name = tuple[str, str]
+"""Group and plural."""
+
+_log = structlog.get_logger()
+
+
+def prefix_of(kind: Kind) -> str:
+    """Where a kind's objects lie in the store."""
+    return f"{ROOT}{kind.resource.group or 'core'}/{kind.resource.plural}/"
+
+
+class Feed:
+    """The caches of all kinds, and the task that feeds them.
+
+    :ivar revision: everything up to it is in the caches
+    :ivar generation: grows when the caches were made anew
+    """
+
+    def __init__(self, store: Store, kinds: Iterable[Kind]) -> None:
+        self._store = store
+        self._kinds = {(k.resource.group, k.resource.plural): k for k in kinds if k.stored}
+        self._caches: dict[Name, KindCache] = {}
+        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.revision = 0
+        self.generation = 0
+
+    async def start(self) -> None:
+        """Fills the caches, then keeps them so until `close`."""
+        await self._prime()
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Ends the task."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def cache(self, kind: Kind) -> KindCache:
+        """The cache of a kind."""
+        return self._caches[kind.resource.group, kind.resource.plural]
+
+    async def newest(self) -> None:
+        """Waits until the caches have everything that was acknowledged before the call."""
+        await self.reach(await self._store.revision())
+
+    async def reach(self, revision: int) -> None:
+        """Waits until the caches are as new as `revision`.
+
+        :raises ApiError: Timeout: the revision is not there within three seconds
+        """
+        if self.revision >= revision:
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add((revision, future))
+        try:
+            async with asyncio.timeout(FRESH_WITHIN_S):
+                await future
+        except TimeoutError:
+            raise _too_large(revision, self.revision) from None
+        finally:
+            self._waiting.discard((revision, future))
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except Compacted:
+                await self._again()
+            except Unavailable as error:
+                _log.warning("the store does not answer", error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _follow(self) -> None:
+        async with self._store.watch(ROOT, after=self.revision) as batches:
+            async for batch in batches:
+                self._apply(batch)
+
+    async def _again(self) -> None:
+        _log.warning("changes were missed: reading everything anew", revision=self.revision)
+        try:
+            await self._prime()
+        except HvError as error:
+            _log.warning("the store cannot be read", error=str(error))
+            await asyncio.sleep(RETRY_S)
+
+    async def _prime(self) -> None:
+        page = await self._store.range(ROOT, limit=PAGE)
+        caches = {name: KindCache(kind, page.revision) for name, kind in self._kinds.items()}
+        while True:
+            for item in page.items:
+                name, key = _split(item.key)
+                if name in caches:
+                    caches[name].load(key, item)
+            if not page.more:
+                break
+            page = await self._store.range(ROOT, limit=PAGE, after=page.items[-1].key, revision=page.revision)
+        old, self._caches = self._caches, caches
+        self.generation += 1
+        self._advance(page.revision)
+        for cache in old.values():
+            for listener in tuple(cache.listeners):
+                listener.end()
+
+    def _apply(self, batch: Sequence[Change]) -> None:
+        for change in batch:
+            name, key = _split(change.item.key)
+            cache = self._caches.get(name)
+            if cache is not None:
+                cache.apply(key, change)
+        self._advance(batch[-1].item.modified)
+
+    def _advance(self, revision: int) -> None:
+        self.revision = revision
+        for wanted, future in self._waiting:
+            if wanted <= revision and not future.done():
+                future.set_result(None)
+
+
+def _split(key: str) -> tuple[Name, str]:
+    """Group and plural, and ``namespace/name``, of a key in the store."""
+    _, _, group, plural, rest = key.split("/", 4)
+    return ("" if group == "core" else group, plural), rest
+
+
+def _too_large(revision: int, current: int) -> ApiError:
+    cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+    message = f"Too large resource version: {revision}, current: {current}"
+    return ApiError("Timeout", message, details={"causes": [cause], "retryAfterSeconds": 1})
