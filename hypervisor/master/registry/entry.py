@@ -135,6 +135,7 @@ def _stamp(kind: Kind, value: bytes, revision: int) -> tuple[bytes, Object]:
         body = b"".join((head, version, comma, value[len(head) :]))
     else:
         body = b"".join((head, version, b",", encode(kind, decoded)[len(head) :]))
+        decoded = orjson.loads(body)
     decoded["metadata"]["resourceVersion"] = str(revision)
     return body, decoded
 

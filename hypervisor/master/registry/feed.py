@@ -8,7 +8,8 @@ since (compacted while it was away), the caches are made anew and all watchers s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import structlog
 
@@ -16,7 +17,7 @@ from hypervisor.errors import HvError, Unavailable
 from hypervisor.kube.errors import ApiError
 from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.registry.cache import KindCache
-from hypervisor.master.store.base import Change, Compacted, Store
+from hypervisor.master.store.base import Change, Compacted, Item, Store
 
 ROOT = "/registry/"
 PAGE = 1000
@@ -115,7 +116,8 @@ class Feed:
             for item in page.items:
                 name, key = _split(item.key)
                 if name in caches:
-                    caches[name].load(key, item)
+                    with _unreadable_is_logged(item):
+                        caches[name].load(key, item)
             if not page.more:
                 break
             page = await self._store.range(ROOT, limit=PAGE, after=page.items[-1].key, revision=page.revision)
@@ -131,7 +133,8 @@ class Feed:
             name, key = _split(change.item.key)
             cache = self._caches.get(name)
             if cache is not None:
-                cache.apply(key, change)
+                with _unreadable_is_logged(change.item):
+                    cache.apply(key, change)
         self._advance(batch[-1].item.modified)
 
     def _advance(self, revision: int) -> None:
@@ -145,6 +148,15 @@ def _split(key: str) -> tuple[Name, str]:
     """Group and plural, and ``namespace/name``, of a key in the store."""
     _, _, group, plural, rest = key.split("/", 4)
     return ("" if group == "core" else group, plural), rest
+
+
+@contextmanager
+def _unreadable_is_logged(item: Item) -> Iterator[None]:
+    """One value that is no object must not cost the others."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.error("an object in the store cannot be read", key=item.key, revision=item.modified, error=str(error))
 
 
 def _too_large(revision: int, current: int) -> ApiError:
