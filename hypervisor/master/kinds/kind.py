@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hypervisor.kube.errors import Cause
 from hypervisor.kube.resources import Resource
+from hypervisor.master.kinds.rules import dns_subdomain
 
 Object = dict[str, Any]
 
@@ -32,12 +33,12 @@ def no_defaults(obj: Object) -> None:
     """A kind without defaults of its own."""
 
 
-def no_rules(obj: Mapping[str, Any]) -> Sequence[Cause]:
+def no_rules(obj: Mapping[str, Any]) -> Iterable[Cause]:
     """A kind whose schema says all."""
     return ()
 
 
-def no_update_rules(new: Mapping[str, Any], old: Mapping[str, Any]) -> Sequence[Cause]:
+def no_update_rules(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterable[Cause]:
     """A kind that may be changed freely."""
     return ()
 
@@ -50,6 +51,7 @@ class Kind:
     :ivar verbs: of the kind itself, as discovery tells them
     :ivar subresources: names; ``status`` and ``scale`` are served generically, others by handlers of their own
     :ivar selectable: field paths that a field selector may name, besides ``metadata.name`` and ``metadata.namespace``
+    :ivar name_error: what is wrong with a name, or None
     :ivar default: fills in what is missing, in place
     :ivar validate: everything wrong with an object that fits its schema
     :ivar validate_update: everything wrong with a change (immutability)
@@ -69,9 +71,10 @@ class Kind:
     subresources: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     selectable: tuple[str, ...] = ()
+    name_error: Callable[[str], str | None] = dns_subdomain
     default: Callable[[Object], None] = no_defaults
-    validate: Callable[[Mapping[str, Any]], Sequence[Cause]] = no_rules
-    validate_update: Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[Cause]] = no_update_rules
+    validate: Callable[[Mapping[str, Any]], Iterable[Cause]] = no_rules
+    validate_update: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Cause]] = no_update_rules
     generation: bool = True
     stored: bool = True
     prepare_create: Callable[[Object], None] = no_defaults

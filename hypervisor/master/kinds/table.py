@@ -10,7 +10,17 @@ from collections.abc import Iterable, Iterator
 
 from hypervisor.kube import resources
 from hypervisor.kube.resources import Resource
-from hypervisor.master.kinds import columns, events
+from hypervisor.master.kinds import (
+    columns,
+    core_rules,
+    defaults,
+    events,
+    pod_defaults,
+    pod_rules,
+    rules,
+    workload_defaults,
+    workload_rules,
+)
 from hypervisor.master.kinds.cells import PLAIN
 from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.kinds.pod_columns import POD
@@ -79,6 +89,9 @@ CORE = (
         columns=columns.NAMESPACE,
         selectable=("status.phase",),
         generation=False,
+        name_error=rules.dns_label,
+        default=defaults.namespace,
+        prepare_create=defaults.new_namespace,
     ),
     Kind(
         resources.NODES,
@@ -89,6 +102,8 @@ CORE = (
         columns=columns.NODE,
         selectable=("spec.unschedulable",),
         generation=False,
+        validate=core_rules.node,
+        validate_update=core_rules.node_update,
     ),
     Kind(
         resources.PODS,
@@ -99,6 +114,10 @@ CORE = (
         subresources=_POD_SUBRESOURCES,
         columns=POD,
         selectable=_POD_FIELDS,
+        default=pod_defaults.pod,
+        prepare_create=pod_defaults.new_pod,
+        validate=pod_rules.pod,
+        validate_update=pod_rules.pod_update,
     ),
     Kind(
         resources.EVENTS,
@@ -108,6 +127,8 @@ CORE = (
         columns=columns.EVENT,
         selectable=_EVENT_FIELDS,
         generation=False,
+        default=defaults.event,
+        validate=core_rules.event,
     ),
     Kind(
         resources.EVENTS_V1,
@@ -128,6 +149,8 @@ CORE = (
         short_names=("cm",),
         columns=columns.CONFIG_MAP,
         generation=False,
+        validate=core_rules.config_map,
+        validate_update=core_rules.config_update,
     ),
     Kind(
         resources.SECRETS,
@@ -136,6 +159,9 @@ CORE = (
         columns=columns.SECRET,
         selectable=("type",),
         generation=False,
+        default=defaults.secret,
+        validate=core_rules.secret,
+        validate_update=core_rules.secret_update,
     ),
     Kind(
         resources.SERVICE_ACCOUNTS,
@@ -156,6 +182,10 @@ CORE = (
         columns=columns.SERVICE,
         selectable=("spec.clusterIP", "spec.type"),
         generation=False,
+        name_error=rules.dns_1035_label,
+        default=defaults.service,
+        validate=core_rules.service,
+        validate_update=core_rules.service_update,
     ),
     Kind(
         resources.ENDPOINTS,
@@ -164,6 +194,8 @@ CORE = (
         short_names=("ep",),
         columns=columns.ENDPOINTS,
         generation=False,
+        default=defaults.endpoints,
+        validate=core_rules.endpoints,
     ),
 )
 WORKLOADS = (
@@ -176,6 +208,9 @@ WORKLOADS = (
         subresources=("scale", "status"),
         columns=columns.REPLICA_SET,
         selectable=("status.replicas",),
+        default=workload_defaults.replica_set,
+        validate=workload_rules.replica_set,
+        validate_update=workload_rules.same_selector,
     ),
     Kind(
         resources.DEPLOYMENTS,
@@ -185,6 +220,9 @@ WORKLOADS = (
         categories=("all",),
         subresources=("scale", "status"),
         columns=columns.DEPLOYMENT,
+        default=workload_defaults.deployment,
+        validate=workload_rules.deployment,
+        validate_update=workload_rules.same_selector,
     ),
     Kind(
         resources.DAEMON_SETS,
@@ -194,6 +232,9 @@ WORKLOADS = (
         categories=("all",),
         subresources=("status",),
         columns=columns.DAEMON_SET,
+        default=workload_defaults.daemon_set,
+        validate=workload_rules.daemon_set,
+        validate_update=workload_rules.same_selector,
     ),
     Kind(
         resources.CONTROLLER_REVISIONS,
@@ -201,6 +242,8 @@ WORKLOADS = (
         _APPS + "ControllerRevision",
         columns=columns.CONTROLLER_REVISION,
         generation=False,
+        validate=workload_rules.controller_revision,
+        validate_update=workload_rules.revision_update,
     ),
     Kind(
         resources.JOBS,
@@ -210,6 +253,10 @@ WORKLOADS = (
         subresources=("status",),
         columns=columns.JOB,
         selectable=("status.successful",),
+        default=workload_defaults.job,
+        prepare_create=workload_defaults.new_job,
+        validate=workload_rules.job,
+        validate_update=workload_rules.job_update,
     ),
     Kind(
         resources.POD_DISRUPTION_BUDGETS,
@@ -218,6 +265,7 @@ WORKLOADS = (
         short_names=("pdb",),
         subresources=("status",),
         columns=columns.POD_DISRUPTION_BUDGET,
+        validate=workload_rules.disruption_budget,
     ),
 )
 CLUSTER = (
@@ -227,12 +275,16 @@ CLUSTER = (
         "io.k8s.api.coordination.v1.Lease",
         columns=columns.LEASE,
         generation=False,
+        validate=core_rules.lease,
     ),
     Kind(
         resources.ENDPOINT_SLICES,
         "endpointslice",
         "io.k8s.api.discovery.v1.EndpointSlice",
         columns=columns.ENDPOINT_SLICE,
+        default=defaults.endpoint_slice,
+        validate=core_rules.endpoint_slice,
+        validate_update=core_rules.endpoint_slice_update,
     ),
     Kind(
         resources.CSRS,
@@ -243,6 +295,9 @@ CLUSTER = (
         columns=columns.CSR,
         selectable=("spec.signerName",),
         generation=False,
+        prepare_create=defaults.new_csr,
+        validate=core_rules.csr,
+        validate_update=core_rules.csr_update,
     ),
     Kind(
         resources.PRIORITY_CLASSES,
@@ -250,16 +305,51 @@ CLUSTER = (
         "io.k8s.api.scheduling.v1.PriorityClass",
         short_names=("pc",),
         columns=columns.PRIORITY_CLASS,
+        default=defaults.priority_class,
+        validate=core_rules.priority_class,
+        validate_update=core_rules.priority_class_update,
     ),
-    Kind(resources.ROLES, "role", _RBAC + "Role", columns=PLAIN, generation=False),
-    Kind(resources.CLUSTER_ROLES, "clusterrole", _RBAC + "ClusterRole", columns=PLAIN, generation=False),
-    Kind(resources.ROLE_BINDINGS, "rolebinding", _RBAC + "RoleBinding", columns=columns.BINDING, generation=False),
+    Kind(
+        resources.ROLES,
+        "role",
+        _RBAC + "Role",
+        columns=PLAIN,
+        generation=False,
+        name_error=rules.path_segment,
+        default=defaults.role,
+        validate=core_rules.role,
+    ),
+    Kind(
+        resources.CLUSTER_ROLES,
+        "clusterrole",
+        _RBAC + "ClusterRole",
+        columns=PLAIN,
+        generation=False,
+        name_error=rules.path_segment,
+        default=defaults.role,
+        validate=core_rules.cluster_role,
+    ),
+    Kind(
+        resources.ROLE_BINDINGS,
+        "rolebinding",
+        _RBAC + "RoleBinding",
+        columns=columns.BINDING,
+        generation=False,
+        name_error=rules.path_segment,
+        default=defaults.binding,
+        validate=core_rules.role_binding,
+        validate_update=core_rules.binding_update,
+    ),
     Kind(
         resources.CLUSTER_ROLE_BINDINGS,
         "clusterrolebinding",
         _RBAC + "ClusterRoleBinding",
         columns=columns.BINDING,
         generation=False,
+        name_error=rules.path_segment,
+        default=defaults.binding,
+        validate=core_rules.cluster_role_binding,
+        validate_update=core_rules.binding_update,
     ),
 )
 REVIEWS = (

@@ -169,13 +169,19 @@ def missing(obj: Mapping[str, Any], struct: Struct, skip: Iterable[str] = ("stat
     return found
 
 
+# Strings that upstream's decoder leaves empty and whose emptiness no validation minds (headers, kernel parameters).
+_MAY_LACK = frozenset({"value"})
+
+
 def _required(path: str) -> Cause:
     return Cause("FieldValueRequired", "Required value", path)
 
 
 def _missing(value: Any, kind: Type | None, path: str) -> Iterator[Cause]:
     if isinstance(kind, Struct) and isinstance(value, dict):
-        yield from (_required(field_path(path, key)) for key in kind.required if value.get(key) is None)
+        yield from (
+            _required(field_path(path, key)) for key in kind.required if value.get(key) is None and key not in _MAY_LACK
+        )
         for key, item in value.items():
             if type(item) in (dict, list):
                 yield from _missing(item, kind.fields.get(key), field_path(path, key))
