@@ -10,6 +10,7 @@ from hypervisor.master.admission.plugin import Plugin
 from hypervisor.master.auth import authn
 from hypervisor.master.auth.authorizer import Authorizer, Chain, Masters
 from hypervisor.master.auth.ca import CertificateAuthority
+from hypervisor.master.auth.certificates import CertificateRequests
 from hypervisor.master.auth.escalation import GrantsWithinOwn
 from hypervisor.master.auth.node import NodeAuthorizer
 from hypervisor.master.auth.node_restriction import NodeRestriction
@@ -43,6 +44,10 @@ def open_auth(pki: Path, view: ObjectView, *, static_users: Mapping[str, User] |
     tokens = ServiceAccountTokens(SigningKey.open(pki / "sa.key"), view)
     rbac = Rbac(RbacOf(view))
     authorizer = Chain((Masters(), NodeAuthorizer(view), rbac))
-    plugins: tuple[Plugin, ...] = (NodeRestriction(view), GrantsWithinOwn(rbac, authorizer))
+    plugins: tuple[Plugin, ...] = (
+        NodeRestriction(view),
+        GrantsWithinOwn(rbac, authorizer),
+        CertificateRequests(authorizer),
+    )
     authenticator = authn.Authenticator(view, tokens, static=static_users)
     return Auth(ca, tokens, authenticator, authorizer, rbac, plugins)
