@@ -22,6 +22,7 @@ from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import IdentityPool
 from hypervisor.vmm.plan import ClonePlan, LaunchPlan, plan_launch
 from hypervisor.vmm.qmp import QmpEvent
+from hypervisor.vmm.succession import Succession
 from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vsock.address import VsockAddress
@@ -52,12 +53,16 @@ class VmHost:
             config = size_class(self._config(request, guest))
             clone = None if request.cold else await self.templates.clone_plan(config)
             plan = plan_launch(config, self.capabilities, request.directory, identity, clone=clone)
-            database = self.templates.frames.reader_fd
-            return HostedVm(await launch.start(plan, self.zygote, database=database), self)
+            return HostedVm(await launch.start(plan, self.zygote, succession=self._succession), self)
         except BaseException:
             self.templates.recorded(clone)
             self.identities.release(identity)
             raise
+
+    @property
+    def _succession(self) -> Succession:
+        """A pod VM whose vmx is killed goes on with another."""
+        return Succession(self.zygote, self.templates.frames)
 
     def _config(self, request: VmRequest, guest: GuestImage) -> VmConfig:
         size = request.size
@@ -74,7 +79,7 @@ class VmHost:
 
     async def adopt(self, directory: Path) -> Machine | None:
         """The VM that an earlier daemon started there; None when it does not run."""
-        vm = await launch.adopt(directory)
+        vm = await launch.adopt(directory, self._succession)
         if vm is None:
             return None
         self.identities.claim(vm.plan.identity)

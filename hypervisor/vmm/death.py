@@ -89,17 +89,18 @@ def _text(data: bytes) -> str:
 
 def explain(
     *, wanted: bool, vmx_died_first: bool, vmx_status: int | None, qemu_status: int | None,
-    events: Iterable[QmpEvent], qemu_log: str, vmx_log: str = "",
+    events: Iterable[QmpEvent], qemu_log: str, vmx_log: str = "", not_replaced: str = "",
 ) -> tuple[Cause, str]:  # fmt: skip
     """Cause and reason of an end, from all that is known of it.
 
     :param wanted: `RunningVm.stop` had begun
     :param events: QMP's last, oldest first
+    :param not_replaced: why vmx has no successor, where one was tried
     """
     if wanted:
         return "stopped", "the VM was stopped"
     if vmx_died_first:
-        why = _why_vmx_ended(vmx_log)
+        why = _why_vmx_ended(vmx_log) or (f"; {not_replaced}" if not_replaced else "")
         return "vmx", f"vmx, the VM's device process, {describe_status(vmx_status)}{why}; QEMU was ended with it"
     if qemu_status is None or qemu_status == 0:
         return _by_shutdown(events, qemu_status)

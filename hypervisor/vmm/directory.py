@@ -7,6 +7,7 @@ processes as descriptors. Only ``vmx/`` in it belongs to the VM's user; nothing 
     processes.json   pids with start times                    disk.img       the data disk
     console.log      the guest's console, bounded             vmx/vsock.sock host side of the guest's vsock
     qemu.log         QEMU's stderr, bounded                   vmx/vmx.sock   vmx's control socket
+    template/        a clone's: links to its template's RAM and manifest, for as long as the VM needs them
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ class VmDirectory:
     def vmx(self) -> Path:
         """vmx's own folder, the only thing here that belongs to the VM's user: vmx has it as its root."""
         return self.path / "vmx"
+
+    @property
+    def template(self) -> Path:
+        """What a clone's RAM is filled from, whatever becomes of the template's own folder meanwhile."""
+        return self.path / "template"
 
     @property
     def vsock_socket(self) -> Path:

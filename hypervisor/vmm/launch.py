@@ -35,7 +35,7 @@ from typing import Any
 
 from hypervisor.errors import InvalidInput, NotFound, Unavailable, VmFailed
 from hypervisor.vmm import records
-from hypervisor.vmm.argv import VSOCK_DEVICE, Disk, Fd
+from hypervisor.vmm.argv import Disk, Fd
 from hypervisor.vmm.capabilities import USERFAULTFD
 from hypervisor.vmm.death import VmDied, read_tails, tail_text
 from hypervisor.vmm.devices import DeviceProcesses, vmx_config
@@ -44,6 +44,7 @@ from hypervisor.vmm.disk import make_data_disk
 from hypervisor.vmm.identity import open_kernel_vsock
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp
+from hypervisor.vmm.succession import Succession, appoint
 from hypervisor.vmm.sweep import belongs
 from hypervisor.vmm.templates.template import Template
 from hypervisor.vmm.uncut import uncut
@@ -68,14 +69,15 @@ Ready = Callable[[VsockAddress], Awaitable[object]]
 
 async def start(
     plan: LaunchPlan, zygote: DeviceProcesses, *, ready: Ready | None = None, ready_timeout_s: float = READY_TIMEOUT_S,
-    database: int | None = None,
+    succession: Succession | None = None,
 ) -> RunningVm:  # fmt: skip
     """Start the VM that `plan` describes.
 
     Failed or cancelled at any point, it leaves no process, file, cgroup or socket.
 
     :param zygote: makes the device process
-    :param database: for a clone, the host's page-frame database (`HostFrames.reader_fd`)
+    :param succession: what a vmx that dies is replaced with; None: its VM dies with it. A clone needs one, for the
+        page-frame database in it
     :param ready: awaited with the VM's address before the VM counts as started, at most `ready_timeout_s` seconds
     :raises VmDied: QEMU or vmx ended meanwhile; carries their last words
     :raises VmFailed: `ready` took too long; the message ends with the console's last lines
@@ -90,10 +92,11 @@ async def start(
         with phases("disk"):
             if plan.data_disk is not None:
                 await make_data_disk(plan.files.disk, plan.data_disk, plan.mke2fs)
-        vm = await _start_processes(plan, zygote, phases, undo, database)
+        vm = await _start_processes(plan, zygote, phases, undo, succession)
         if plan.clone is not None:
             with phases("restore"):
                 await _restore_or_say_why(vm, Template.state_of(plan.clone.template))
+        vm.settle()
         if ready is not None:
             with phases("ready"):
                 await _until_ready(vm, ready, ready_timeout_s)
@@ -102,12 +105,13 @@ async def start(
         return vm
 
 
-async def adopt(directory: Path) -> RunningVm | None:
+async def adopt(directory: Path, succession: Succession | None = None) -> RunningVm | None:
     """The VM that an earlier daemon started in `directory`; None when it does not run, or only parts of it do.
 
     The recorded processes must have their start times, and nothing to be seen of them may say that they are others.
 
-    :raises Unavailable: QEMU lives and does not answer; `hypervisor.vmm.sweep` ends it
+    :param succession: a vmx that has died meanwhile is replaced with this; None: its VM counts as not running
+    :raises HvError: QEMU lives and does not answer, or vmx cannot be replaced; `hypervisor.vmm.sweep` ends it
     """
     files = VmDirectory(directory)
     try:
@@ -120,14 +124,32 @@ async def adopt(directory: Path) -> RunningVm | None:
     async with AsyncExitStack() as undo:
         try:
             qemu = _watched(recorded.qemu, undo)
-            vmx = _watched(recorded.vmx, undo)
         except NotFound:
             return None
-        if any(belongs(watch.process.pid, directory) is False for watch in (qemu, vmx)):
+        if belongs(qemu.process.pid, directory) is False:
             return None
+        heir = None
+        vmx = _still_there(recorded.vmx, directory, undo)
+        if vmx is None:
+            if succession is None:
+                return None
+            heir = await appoint(plan, qemu.process, succession)  # before QMP, which may wait for a page
+            undo.callback(heir.close_ends)
+            vmx = heir.vmx
+            undo.callback(vmx.close)
         qmp = await Qmp.connect(files.qmp_socket, name=plan.name)
         undo.pop_all()
-        return RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={})
+        vm = RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={}, succession=succession, heir=heir)
+        vm.settle()
+        return vm
+
+
+def _still_there(process: ProcessId, directory: Path, undo: AsyncExitStack) -> ProcessWatch | None:
+    try:
+        watch = _watched(process, undo)
+    except NotFound:
+        return None
+    return None if belongs(process.pid, directory) is False else watch
 
 
 class _Phases:
@@ -178,6 +200,11 @@ async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
         try:
             write_atomically(plan.files.config, records.dumps(plan))
             plan.files.write_processes(Processes(boot_id()))
+            if plan.clone is not None:
+                Template.link(plan.clone.template, plan.files.template)
+        except OSError as e:
+            plan.files.remove()
+            raise disk_error(e, f"cannot link the template into {plan.files.path}") from e
         except BaseException:
             plan.files.remove()
             raise
@@ -187,7 +214,11 @@ async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
 
 
 async def _start_processes(
-    plan: LaunchPlan, zygote: DeviceProcesses, phases: _Phases, undo: AsyncExitStack, database: int | None
+    plan: LaunchPlan,
+    zygote: DeviceProcesses,
+    phases: _Phases,
+    undo: AsyncExitStack,
+    succession: Succession | None,
 ) -> RunningVm:
     """vmx and QEMU, supervised by a `RunningVm` whose end `undo` then owns."""
     async with AsyncExitStack() as ends_stack:  # our copies close when both processes have theirs
@@ -199,7 +230,7 @@ async def _start_processes(
             paths = cgroups.create(plan.cgroup.name, plan.cgroup.limits)
             undo.push_async_callback(cgroups.remove, paths)
         with phases("vmx"):
-            vmx_id = await zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, database))
+            vmx_id = await zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, succession))
             vmx = _watched_child(vmx_id, undo)
             plan.files.write_processes(Processes(boot_id(), vmx=vmx_id))
         with phases("qemu"):
@@ -215,17 +246,17 @@ async def _start_processes(
         if ram is not None:
             os.close(ram)
         raise
-    vm = RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={}, ram=ram)
+    vm = RunningVm(plan, qemu=qemu, vmx=vmx, qmp=qmp, timings={}, ram=ram, succession=succession)
     undo.push_async_callback(vm.end_now)
     return vm
 
 
-def _vmx_fds(plan: LaunchPlan, ends: _Ends, database: int | None) -> VmxFds:
+def _vmx_fds(plan: LaunchPlan, ends: _Ends, succession: Succession | None) -> VmxFds:
     streams = ((ends.console_out, ends.console_log), (ends.stderr_out, ends.qemu_log))
     lazy, ram = ends.lazy, None
-    if lazy is not None and lazy.template is not None and database is not None:
+    if lazy is not None and lazy.template is not None and succession is not None:
         ram = RamFds(
-            socket=lazy.library_out, database=database, template=lazy.template, device=lazy.device,
+            qemu=lazy.library_out, database=succession.frames.reader_fd, template=lazy.template, device=lazy.device,
             working_set=lazy.working_set,
         )  # fmt: skip
     return VmxFds(frontend=ends.vsock_out, streams=streams, ram=ram)
@@ -271,7 +302,7 @@ async def _restore(vm: RunningVm, state: Path) -> None:
     await until_migrated(vm, QMP_TIMEOUT_S)
     await vm.execute("cont")
     if vm.plan.vmx.guest_cid is not None:
-        await vm.execute("device_add", VSOCK_DEVICE)
+        await vm.plug_vsock()
 
 
 async def until_migrated(vm: RunningVm, timeout_s: float) -> None:
@@ -322,7 +353,7 @@ def _open_lazy(plan: LaunchPlan, keep: Callable[[int], int]) -> _LazyEnds | None
     library, library_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     template = working_set = None
     if plan.clone is not None:
-        template = keep(os.open(Template.ram_of(plan.clone.template), os.O_RDONLY | os.O_CLOEXEC))
+        template = keep(os.open(Template.ram_of(plan.files.template), os.O_RDONLY | os.O_CLOEXEC))
         if plan.clone.working_set:
             with contextlib.suppress(OSError):  # without it the clone is slower, and otherwise the same
                 path = Template.working_set_of(plan.clone.template)

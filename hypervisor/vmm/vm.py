@@ -5,8 +5,10 @@ Theory of operation
 A VM is two processes, QEMU and vmx, and is there while both are. States::
 
     LIVE ----- QEMU ends (by itself, by stop(), by a signal) ------------------+
-      |                                                                        v
-      +------- vmx ends first: the guest has lost its devices; QEMU is killed -> ENDING -> DEAD
+     |  ^                                                                      v
+     |  +----- vmx was killed: a successor takes over (`succession`)           |
+     |                                                                         |
+     +-------- vmx ends otherwise, or has no successor; QEMU is killed -----> ENDING -> DEAD
       |
       +------- detach(): this object lets go; the VM lives on, `adopt` finds it again
 
@@ -17,6 +19,9 @@ until `remove`.
 
 When vmx's end is seen while QEMU still lives, QEMU may be dying itself: its descriptors close some time before its
 pidfd fires, and vmx ends on that. QEMU gets `_QEMU_GRACE_S` to prove it, unless vmx was killed by a signal.
+
+A successor serves guest RAM before `pids` names it; giving QEMU its new ends of console and vsock takes longer, for the
+guest has a part in it, and goes on beside the watch (`_reconnect`). It waits for `settle`, that the start is through.
 """
 
 from __future__ import annotations
@@ -29,20 +34,29 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from hypervisor.errors import Conflict, HvError, Unavailable
+from hypervisor.vmm.argv import VSOCK_DEVICE
 from hypervisor.vmm.death import VmDeath, explain, read_tails, read_vmx_tail
 from hypervisor.vmm.devices import vmx_stats, vmx_working_set
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp, QmpEvent
-from hypervisor.vmm.watch import ProcessWatch
+from hypervisor.vmm.succession import Budget, Heir, Succession, appoint, reconnect
+from hypervisor.vmm.watch import ProcessWatch, describe_status
 from hypervisor.vmx.console import read_tail
 from hypervisor.vsock.address import VsockAddress
+
+log = structlog.get_logger(__name__)
 
 _QEMU_GRACE_S = 0.5
 _VMX_DRAIN_S = 3.0
 _RESET_S = 5.0
 _QUIET_S = 1.0
 _STATUS_S = 1.0
+#: successors that die before they serve, one after the other, before a VM is given up; the pause grows with each
+_ATTEMPTS = 5
+_ATTEMPT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +84,14 @@ class StopReport:
 @dataclass(frozen=True, slots=True)
 class VmStats:
     """Host's view of a VM. None where the host does not count it; `vmx` are vmx's own counters, empty if it is
-    silent."""
+    silent; they begin anew with each of the `vmx_replaced` successors that it had."""
 
     cpu_ns: int | None
     memory_bytes: int | None
     memory_peak: int | None
     pids: int | None
     vmx: Mapping[str, Any] = field(default_factory=dict)
+    vmx_replaced: int = 0
 
 
 class RunningVm:
@@ -90,9 +105,16 @@ class RunningVm:
 
     def __init__(
         self, plan: LaunchPlan, *, qemu: ProcessWatch, vmx: ProcessWatch, qmp: Qmp, timings: Mapping[str, float],
-        ram: int | None = None,
+        ram: int | None = None, succession: Succession | None = None, heir: Heir | None = None,
     ) -> None:  # fmt: skip
         self.plan = plan
+        self._succession = succession
+        self._budget = None if succession is None else Budget(succession.limit, succession.seconds)
+        self._not_replaced = ""
+        self._settled = asyncio.Event()
+        self._reconnecting: asyncio.Task[None] | None = None
+        #: how often vmx was replaced, as far as this object knows
+        self.replacements = 0
         self._ram = ram
         self.timings = dict(timings)
         self._qemu = qemu
@@ -100,6 +122,8 @@ class RunningVm:
         self._qmp = qmp
         self._stopping = False
         self._watcher = asyncio.create_task(self._watch(), name=f"watch VM {plan.name}")
+        if heir is not None:
+            self._succeeded(heir, "it had died before")
 
     # ---- what it is ------------------------------------------------------------------------------------------------
 
@@ -164,13 +188,15 @@ class RunningVm:
         paths = cgroup.cgroups().paths(cgroup.name)
         used = await asyncio.to_thread(cgroup.cgroups().stats, paths)
         vmx = await vmx_stats(self.plan.files.vmx_socket)
-        return VmStats(used.cpu_ns, used.memory_bytes, used.memory_peak, used.pids, vmx)
+        return VmStats(used.cpu_ns, used.memory_bytes, used.memory_peak, used.pids, vmx, self.replacements)
 
     async def working_set(self) -> list[int]:
         """Of a clone: pages of its RAM in the order of their first touch, as its vmx tells them.
 
-        :raises HvError: vmx does not answer
+        :raises HvError: vmx does not answer, or is a successor, which knows only the later part
         """
+        if self.replacements:
+            raise Conflict(f"the vmx of VM {self.name} was replaced")
         return await vmx_working_set(self.plan.files.vmx_socket)
 
     # ---- control ---------------------------------------------------------------------------------------------------
@@ -256,6 +282,75 @@ class RunningVm:
         await asyncio.wait([self._watcher])
         await self._release()
 
+    # ---- vmx and its successors ------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """The start is through: from now on a successor may unplug and plug in devices."""
+        self._settled.set()
+
+    async def plug_vsock(self) -> None:
+        """Plugs a clone's vsock device in, or leaves that to the successor of a vmx that dies over it.
+
+        Raises as `execute`.
+        """
+        vmx = self._vmx
+        try:
+            await self.execute("device_add", VSOCK_DEVICE)
+        except Conflict:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STATUS_S):
+                    await vmx.wait()
+            if vmx.alive or self._succession is None:
+                raise
+
+    async def _replaced(self) -> bool:
+        """Whether a dead vmx has a successor now; `_not_replaced` says why not."""
+        why = describe_status(self._vmx.status())
+        if self._succession is None or self._budget is None or self._stopping or not _was_killed(self._vmx):
+            return False
+        await self._end_reconnecting()
+        for attempt in range(_ATTEMPTS):
+            if not self._budget.spend(asyncio.get_running_loop().time()):
+                limits = self._succession
+                self._not_replaced = f"it was replaced {limits.limit} times within {limits.seconds:g} s"
+                return False
+            try:
+                heir = await appoint(self.plan, self._qemu.process, self._succession)
+            except HvError as e:
+                self._not_replaced = f"it could not be replaced: {e}"
+                await asyncio.sleep(_ATTEMPT_S * attempt)
+            else:
+                self._vmx.close()
+                self._vmx = heir.vmx
+                self._succeeded(heir, why)
+                return True
+        return False
+
+    def _succeeded(self, heir: Heir, why: str) -> None:
+        self.replacements += 1
+        log.warning(
+            "device process replaced", vm=self.name, reason=why, vmx=heir.vmx.process.pid, times=self.replacements
+        )
+        self._reconnecting = asyncio.create_task(self._reconnect(heir), name=f"reconnect VM {self.name}")
+        self._reconnecting.add_done_callback(lambda _: heir.close_ends())
+
+    async def _reconnect(self, heir: Heir) -> None:
+        began = asyncio.get_running_loop().time()
+        try:
+            await self._settled.wait()
+            await reconnect(self, heir)
+            seconds = asyncio.get_running_loop().time() - began
+            log.info("device process reconnected", vm=self.name, seconds=round(seconds, 3))
+        except HvError as e:
+            # A death of the successor brings another try; else the agent is missed, and the pod fails by that.
+            log.warning("device process not reconnected", vm=self.name, reason=str(e))
+
+    async def _end_reconnecting(self) -> None:
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+            await asyncio.wait([self._reconnecting])
+            self._reconnecting = None
+
     # ---- inside ----------------------------------------------------------------------------------------------------
 
     async def _descend(
@@ -308,23 +403,34 @@ class RunningVm:
         return self._qmp
 
     async def _watch(self) -> VmDeath:
-        ends = {asyncio.ensure_future(w.wait()): w for w in (self._qemu, self._vmx)}
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            vmx_first = await self._until_lost()
         finally:
-            for task in ends:
-                task.cancel()
-        vmx_first = await self._vmx_died_first()
+            await self._end_reconnecting()
         await self._end_processes()
         tails = await asyncio.to_thread(read_tails, self.plan.files)
         vmx_log = await asyncio.to_thread(read_vmx_tail, self.plan.files) if vmx_first else ""
         cause, reason = explain(
             wanted=self._stopping, vmx_died_first=vmx_first, vmx_status=self._vmx.status(),
             qemu_status=self._qemu.status(), events=self._qmp.recent, qemu_log=tails[0],
-            vmx_log=vmx_log,
+            vmx_log=vmx_log, not_replaced=self._not_replaced,
         )  # fmt: skip
         await self._release()
         return VmDeath(cause, reason, *tails)
+
+    async def _until_lost(self) -> bool:
+        """Until QEMU has ended, or vmx for good; whether it was vmx."""
+        while True:
+            ends = [asyncio.ensure_future(w.wait()) for w in (self._qemu, self._vmx)]
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in ends:
+                    task.cancel()
+            if not await self._vmx_died_first():
+                return False
+            if not await self._replaced():
+                return self._qemu.alive
 
     async def _vmx_died_first(self) -> bool:
         if not self._qemu.alive:
@@ -357,6 +463,12 @@ class RunningVm:
         if self._ram is not None:
             os.close(self._ram)
             self._ram = None
+
+
+def _was_killed(vmx: ProcessWatch) -> bool:
+    """As against having ended by itself, for a reason that its successor would have too. Unknown counts as killed."""
+    status = vmx.status()
+    return status is None or os.WIFSIGNALED(status)
 
 
 async def _next_within(resets: asyncio.Queue[QmpEvent], seconds: float) -> bool:

@@ -28,6 +28,8 @@ class RamConfig:
         the page-frame database whose descriptor comes along (`VmxFds.ram`) and read from source `source`
     :param around_pages: fault-around window, a power of two; 1 while a working set is recorded, so that it has
         only what was touched
+    :param inherited: of a successor: QEMU's mapping as (address, length, offset in RAM), whose userfaultfd is
+        `RamFds.qemu`
     :param template: SHA-256 of the template's RAM, in hex: what a working set must be of
     """
 
@@ -36,6 +38,7 @@ class RamConfig:
     source: int = 0
     around_pages: int = 16
     template: str = ""
+    inherited: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,8 @@ class VmxConfig:
         value["stream_limits"] = tuple(value["stream_limits"])
         if value["ram"] is not None:
             value["ram"]["mappings"] = tuple(tuple(m) for m in value["ram"]["mappings"])
+            if value["ram"]["inherited"] is not None:
+                value["ram"]["inherited"] = tuple(value["ram"]["inherited"])
             value["ram"] = RamConfig(**value["ram"])
         return cls(**value)
 
@@ -112,14 +117,15 @@ class VmxConfig:
 class RamFds:
     """Descriptors for lazily filled RAM.
 
-    :param socket: connected to the library in QEMU that hands over the userfaultfd (csrc/memory/preload.c)
+    :param qemu: a socket, connected to the library in QEMU that hands over the userfaultfd (csrc/memory/preload.c); or
+        that userfaultfd itself, with `RamConfig.inherited`
     :param database: the host's page-frame database, which this process only reads
     :param template: the file that the VADs read from
     :param device: /dev/userfaultfd, open
     :param working_set: what to prefetch (`hypervisor.vmx.working_set`); None: nothing
     """
 
-    socket: int
+    qemu: int
     database: int
     template: int
     device: int
@@ -127,7 +133,7 @@ class RamFds:
 
     def flat(self) -> list[int]:
         """In the order in which they travel."""
-        fds = (self.socket, self.database, self.template, self.device, self.working_set)
+        fds = (self.qemu, self.database, self.template, self.device, self.working_set)
         return [fd for fd in fds if fd is not None]
 
 

@@ -7,6 +7,8 @@ Theory of operation
     made (address space mapped, this process's userfaultfd open) -> WAITING for QEMU's mapping
         -> SERVING: the library in QEMU has passed the userfaultfd and was told to go on;
                     meanwhile a thread of its own prefetches the template's working set, in order, in small batches
+    made as a successor, with the mapping that its dead predecessor had served -> SERVING, after it has woken whoever
+        had touched a page that the predecessor had heard of and not filled
         -> FAILED: a page could not be served; the reason ends this vmx, and with it the VM
 
 QEMU cannot touch its RAM before it was told to go on, and the vsock device tells of its own mapping before it touches
@@ -50,7 +52,8 @@ class LazyRam:
         self._failed = failed
         self._prefetch = _read_working_set(config, fds.working_set)
         self.prefetch_seconds: float | None = None
-        self._library = socket.socket(fileno=fds.socket)
+        self._inherited = config.inherited
+        self._qemu = fds.qemu
         self._database = PageFrameDatabase.open(fds.database, writer=False)
         self._space = AddressSpace(self._database)
         for page, pages, vad, vad_page in config.mappings:
@@ -70,9 +73,16 @@ class LazyRam:
         return self._server.map_hook()
 
     def start(self) -> None:
-        """Starts the threads: the server, one that waits for QEMU's mapping, one for the server's failure."""
+        """Starts the threads: the server, one that waits for QEMU's mapping and prefetches, one for the server's end.
+
+        :raises HvError: an inherited mapping makes no sense
+        """
+        if self._inherited is not None:
+            self._server.add_range(self._qemu, *self._inherited)
         self._server.__enter__()
-        for work in (self._take_mapping, self._watch):
+        if self._inherited is not None:
+            self._server.wake_all()
+        for work in (self._prefetch_all if self._inherited else self._take_mapping, self._watch):
             threading.Thread(target=work, name="ram", daemon=True).start()
 
     def _watch(self) -> None:
@@ -81,15 +91,15 @@ class LazyRam:
 
     def _take_mapping(self) -> None:
         try:
-            with self._library:
-                body, ancillary, _, _ = self._library.recvmsg(_MAPPING.size, socket.CMSG_SPACE(2 * 4))
+            with socket.socket(fileno=self._qemu) as library:
+                body, ancillary, _, _ = library.recvmsg(_MAPPING.size, socket.CMSG_SPACE(2 * 4))
                 if not body:
                     return  # QEMU ended before it made its RAM: its own last words say why
                 fds = array.array("i")
                 for _, _, data in ancillary:
                     fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
                 accepted = self._accept(body, list(fds))
-                self._library.send(_GO_ON if accepted else _REFUSED)
+                library.send(_GO_ON if accepted else _REFUSED)
             if accepted:
                 self._prefetch_all()
         except OSError as e:

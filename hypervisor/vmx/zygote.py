@@ -189,7 +189,7 @@ def _parse_request(data: bytes, descriptors: list[int]) -> tuple[VmxConfig, VmxF
     ram = None
     if value["ram"]:
         ram = RamFds(
-            socket=next(rest), database=next(rest), template=next(rest), device=next(rest),
+            qemu=next(rest), database=next(rest), template=next(rest), device=next(rest),
             working_set=next(rest) if value["working_set"] else None,
         )  # fmt: skip
     return VmxConfig.from_json(value["config"].encode()), VmxFds(frontend=frontend, streams=streams, ram=ram)

@@ -15,13 +15,11 @@ from conftest import Host, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
-CLONES = 8
+CLONES = 20
 TELL = (
     "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | sha256sum; hostname; "
     "cat /etc/machine-id 2>/dev/null || echo none-$(hostname)"
 )
-#: touches pages for as long as it runs
-CHURN = "while true; do head -c 8000000 /dev/urandom | sha256sum; done"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +75,7 @@ def test_no_two_clones_are_equal(host: Host) -> None:
         told = host.hv("run", "--rm", "--name", name, "busybox", "--", "sh", "-c", TELL).stdout
         return told.decode().splitlines()
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(5) as pool:
         told = list(pool.map(tell, names))
     assert all(len(lines) == 5 for lines in told)
     for what, values in zip(
@@ -136,16 +134,6 @@ def test_a_damaged_template_is_built_anew(host: Host, part: str, said: str) -> N
     assert said in told[0]
     assert templates(host) == [template]
     assert (template / "ram").stat().st_ino != inode or part != "ram"
-
-
-def test_vmx_killed_in_a_clone_fails_the_pod_with_the_reason(host: Host) -> None:
-    with running(host, "bereft", "sh", "-c", CHURN) as folder:
-        recorded = json.loads((folder / "vm/processes.json").read_text())
-        os.kill(recorded["vmx"]["pid"], 9)
-        wait_for(lambda: status(folder)["phase"] == "Failed", "the pod has failed", 10)
-        assert status(folder)["reason"] == "VmFailed"
-        assert "vmx" in status(folder)["message"]
-        wait_for(lambda: not Path(f"/proc/{recorded['qemu']['pid']}").exists(), "QEMU has ended", 10)
 
 
 def test_ram_that_cannot_be_served_ends_the_pod_and_says_so(host: Host) -> None:

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -102,6 +103,22 @@ class Template:
         """Where the working set of the template in `path` is, if one was recorded."""
         return path / "working-set"
 
+    @staticmethod
+    def link(path: Path, target: Path) -> None:
+        """Makes a folder `target` with links to RAM and manifest of the template in `path`, or copies on another file
+        system. They stay what they are when the template is removed or built anew.
+
+        :raises OSError: the template is gone, or the disk is full
+        """
+        target.mkdir(mode=0o700)
+        for name in ("ram", "template.json"):
+            try:
+                os.link(path / name, target / name)
+            except OSError as e:
+                if e.errno != errno.EXDEV:
+                    raise
+                shutil.copyfile(path / name, target / name)
+
     @property
     def ram(self) -> Path:
         return self.ram_of(self.path)
@@ -129,8 +146,26 @@ class Template:
         if manifest.format != FORMAT or manifest.key != key:
             raise TemplateDamaged(f"template {path.name}: template.json is of another template or version")
         template = cls(path, manifest)
-        template._check("ram", template.ram, manifest.ram_bytes, manifest.ram_sha256)
+        template.check_ram()
         template._check("state", template.state, manifest.state_bytes, manifest.state_sha256)
+        return template
+
+    def check_ram(self) -> None:
+        """:raises TemplateDamaged: RAM is missing, short or changed"""
+        self._check("ram", self.ram, self.manifest.ram_bytes, self.manifest.ram_sha256)
+
+    @classmethod
+    def linked(cls, path: Path) -> Template:
+        """What `link` made in `path`, checked.
+
+        :raises TemplateDamaged: it cannot be read, or was changed
+        """
+        try:
+            manifest = records.loads(Manifest, (path / "template.json").read_bytes(), where="template.json")
+        except (OSError, InvalidInput) as e:
+            raise TemplateDamaged(f"template {path}: template.json cannot be read: {e}") from e
+        template = cls(path, manifest)
+        template.check_ram()
         return template
 
     def _check(self, part: str, file: Path, size: int, sha256: str) -> None:

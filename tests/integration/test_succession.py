@@ -1,0 +1,179 @@
+"""The device process of a VM is killed, and the pod runs on: at any moment, many times, with or without the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Host, wait_for
+
+pytestmark = [pytest.mark.root, pytest.mark.qemu]
+
+#: writes files that the guest keeps in fresh pages of its memory, and checks each; a wrong one is told
+STORM = (
+    "i=0; while true; do i=$((i+1)); yes line-$i | head -c 2000000 >/tmp/f; "
+    '[ "$(yes line-$i | head -c 2000000 | cksum)" = "$(cksum </tmp/f)" ] || echo BAD $i; '
+    "mv /tmp/f /tmp/f$i; echo $i >/tmp/done; done"
+)
+CHECK = (
+    "n=$(cat /tmp/done); i=0; while [ $i -lt $n ]; do i=$((i+1)); "
+    '[ "$(yes line-$i | head -c 2000000 | cksum)" = "$(cksum </tmp/f$i)" ] || echo BAD $i; done; echo checked $n'
+)
+#: of its own size, so that most of what the storm touches is fresh
+ROOMY = ("--memory", "700Mi")
+
+
+@contextmanager
+def running(host: Host, name: str, *command: str, options: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A pod of this name, and its folder; removed afterwards."""
+    before = set((host.state / "pods").iterdir())
+    host.hv("run", "-d", "--name", name, *options, "busybox", "--", *command)
+    try:
+        (folder,) = set((host.state / "pods").iterdir()) - before
+        yield folder
+    finally:
+        host.hv("rm", "-f", name)
+
+
+def processes(folder: Path) -> Any:
+    return json.loads((folder / "vm/processes.json").read_text())
+
+
+def status(folder: Path) -> Any:
+    return json.loads((folder / "status.json").read_text())
+
+
+def answers(host: Host, name: str) -> bool:
+    return host.hv("exec", name, "--", "echo", "here", check=False).stdout == b"here\n"
+
+
+def kill_vmx(folder: Path) -> int:
+    """Kills it; its process id."""
+    pid = int(processes(folder)["vmx"]["pid"])
+    os.kill(pid, 9)
+    return pid
+
+
+def kill_many(host: Host, folder: Path, name: str, times: int) -> None:
+    """Each as soon as the last successor's agent answers, or at any moment before."""
+    chance = random.Random(7)
+    for turn in range(times):
+        dead = kill_vmx(folder)
+        wait_for(lambda dead=dead: processes(folder)["vmx"]["pid"] != dead, f"vmx is replaced, kill {turn}", 10)  # type: ignore[misc]
+        if turn % 4 == 3:
+            time.sleep(chance.uniform(0, 0.3))  # amid its reconnecting
+        else:
+            wait_for(lambda: answers(host, name), f"the agent answers again, kill {turn}", 30)
+
+
+def replaced(host: Host, name: str) -> int:
+    (pod,) = (p for p in host.json("top")["pods"] if p["name"] == name)
+    return int(pod["vm"]["vmx_replaced"])
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.soak)])
+def test_killed_during_a_storm_of_faults_and_no_page_is_wrong(host: Host, kills: int) -> None:
+    with running(host, "storm", "sh", "-c", STORM, options=ROOMY) as folder:
+        qemu = processes(folder)["qemu"]["pid"]
+        kill_many(host, folder, "storm", kills)
+        wait_for(lambda: answers(host, "storm"), "the agent answers at the end", 30)
+        assert replaced(host, "storm") == kills
+        assert processes(folder)["qemu"]["pid"] == qemu
+        assert status(folder)["phase"] == "Running"
+        assert status(folder)["containers"][0]["restarts"] == 0
+        assert b"BAD" not in host.hv("logs", "storm").stdout
+        checked = host.hv("exec", "storm", "--", "sh", "-c", CHECK).stdout
+        assert b"BAD" not in checked
+        assert checked.startswith(b"checked ")
+
+
+def test_killed_with_the_daemon(fresh_host: Host) -> None:
+    """Nobody keeps a descriptor for that day: the next daemon finds all it needs in QEMU."""
+    with running(fresh_host, "orphan", "sh", "-c", STORM) as folder:
+        for _ in range(2):
+            os.kill(fresh_host.daemon_pid(), 9)
+            kill_vmx(folder)
+            fresh_host.hv("host", "start")
+            wait_for(lambda: answers(fresh_host, "orphan"), "the agent answers", 30)
+        assert status(folder)["containers"][0]["restarts"] == 0
+        assert b"BAD" not in fresh_host.hv("exec", "orphan", "--", "sh", "-c", CHECK).stdout
+
+
+def test_killed_in_a_vm_that_was_booted(host: Host) -> None:
+    with running(host, "cold", "sleep", "1000", options=("--cold",)) as folder:
+        assert json.loads((folder / "vm/config.json").read_text())["origin"] == "boot"
+        for _ in range(2):
+            dead = kill_vmx(folder)
+            wait_for(lambda dead=dead: processes(folder)["vmx"]["pid"] != dead, "vmx is replaced", 10)  # type: ignore[misc]
+            wait_for(lambda: answers(host, "cold"), "the agent answers", 30)
+
+
+def test_what_runs_over_it_ends_and_says_why(host: Host) -> None:
+    """A session ends with an error, a log and the console go on."""
+    with running(host, "busy", "sh", "-c", "i=0; while true; do i=$((i+1)); echo $i; sleep 0.2; done") as folder:
+        lines = len(host.hv("logs", "busy").stdout.splitlines())
+        dead = kill_vmx(folder)
+        wait_for(lambda: processes(folder)["vmx"]["pid"] != dead, "vmx is replaced", 10)
+        wait_for(lambda: answers(host, "busy"), "the agent answers", 30)
+        wait_for(lambda: len(host.hv("logs", "busy").stdout.splitlines()) > lines + 5, "the log goes on", 10)
+        host.hv("exec", "busy", "--", "sh", "-c", "echo to-the-console", check=False)
+        assert processes(folder)["vmx"]["pid"] != dead
+
+
+def test_killed_amid_the_start(host: Host) -> None:
+    """While RAM is handed over, prefetched, and the devices' state is loaded: the pod runs, or says why it failed."""
+    chance = random.Random(11)
+    ran = 0
+    for turn in range(8):
+        before = set((host.state / "pods").iterdir())
+        name = f"start-{turn}"
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(host.hv, "run", "-d", "--name", name, "busybox", "--", "sleep", "1000", check=False)
+            wait_for(lambda before=before: vmx_of_new(host, before) > 0, "vmx is there", 20)  # type: ignore[misc]
+            time.sleep(chance.uniform(0.01, 0.3))
+            os.kill(vmx_of_new(host, before), 9)
+            starting.result()
+        (folder,) = set((host.state / "pods").iterdir()) - before
+        wait_for(lambda folder=folder: status(folder)["phase"] in ("Running", "Failed"), "it runs or not", 60)  # type: ignore[misc]
+        if status(folder)["phase"] == "Running":
+            wait_for(lambda name=name: answers(host, name), "the agent answers", 30)  # type: ignore[misc]
+            ran += 1
+        else:
+            assert any(word in status(folder)["message"] for word in ("QEMU", "vmx")), status(folder)["message"]
+        host.hv("rm", "-f", name)
+    assert ran >= 4  # a vmx that dies before it has taken over RAM takes its start with it
+
+
+def vmx_of_new(host: Host, before: set[Path]) -> int:
+    """The vmx of the pod that is not in `before`; 0 while there is none."""
+    for folder in set((host.state / "pods").iterdir()) - before:
+        try:
+            recorded = processes(folder)
+        except OSError:
+            continue
+        if recorded["qemu"] is not None:
+            return int(recorded["vmx"]["pid"])
+    return 0
+
+
+def test_a_vmx_that_dies_again_and_again_takes_the_pod_with_it(host: Host) -> None:
+    with running(host, "doomed", "sleep", "1000") as folder:
+        qemu = processes(folder)["qemu"]["pid"]
+        deadline = time.monotonic() + 20
+        while status(folder)["phase"] == "Running":
+            assert time.monotonic() < deadline
+            with suppress(OSError):
+                kill_vmx(folder)
+            time.sleep(0.01)
+        assert status(folder)["reason"] == "VmFailed"
+        assert "vmx" in status(folder)["message"]
+        assert "replaced 40 times" in status(folder)["message"]
+        wait_for(lambda: not Path(f"/proc/{qemu}").exists(), "QEMU has ended", 10)
