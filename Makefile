@@ -80,8 +80,9 @@ unit: $(STAMPS)/venv-test $(STAMPS)/packages-test native ## tests that boot no g
 integration: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests that boot real guests
 	$(PYTEST) tests/integration
 
-soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times
+soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times, the master's store 300
 	$(PYTEST) tests/integration -m soak
+	HV_STORE_KILLS=300 $(PYTEST) tests/unit/master/registry/test_registry_killed.py
 
 fuzz: $(STAMPS)/packages-test ## fuzz targets, FUZZ_SECONDS each (default 600)
 	$(MAKE) --no-print-directory -C csrc fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600)
