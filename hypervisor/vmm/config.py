@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 MIN_MEMORY = 64 * MIB
 MAX_VCPUS = 64
-#: machine ``pc`` has 32 PCI slots; host bridge, ISA bridge, NIC, vsock, two disks of our own and some to spare
+#: machine ``q35`` has 32 PCI slots; host bridge, ISA bridge, NIC, vsock, two disks of our own and some to spare
 MAX_IMAGE_DISKS = 22
 MIN_DISK = 16 * MIB
 MAX_DISK = 16 * 1024 * GIB
