@@ -26,6 +26,7 @@ def declarations() -> str:
         text,
         flags=re.DOTALL | re.M,
     )
+    text = re.sub(r"^struct pv_vad \{.*?^\};", "struct pv_vad;", text, flags=re.DOTALL | re.M)
     text = re.sub(r"^typedef .*? pv_pfe;", "", text, flags=re.MULTILINE)
     constants = re.findall(r"^#define (PV_[A-Z_]+) (\d+)", text, flags=re.MULTILINE)
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))

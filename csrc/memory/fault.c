@@ -294,18 +294,18 @@ static int find_range(struct pv_fault *server, int uffd, uint64_t address, struc
 static int locate(struct pv_fault *server, const struct pv_translation *translation, const char **data)
 {
     const struct pv_vad *vad = translation->vad;
-    uint64_t offset = vad->offset + ((uint64_t)translation->page << PV_PAGE_SHIFT);
+    uint64_t offset = pv_vad_offset(vad) + ((uint64_t)translation->page << PV_PAGE_SHIFT);
 
-    if (vad->kind == PV_SOURCE_ZERO) {
+    if (pv_vad_kind(vad) == PV_SOURCE_ZERO) {
         *data = NULL;
         return 0;
     }
-    if (vad->kind != PV_SOURCE_FILE || vad->source >= PV_FAULT_SOURCES || !server->sources[vad->source].used)
-        return give_up(server, "source %u of kind %u is not open", vad->source, vad->kind);
-    if (offset + PV_PAGE_SIZE > server->sources[vad->source].bytes)
-        return give_up(server, "source %u ends at byte %llu, before the page at %llu", vad->source,
-                       (unsigned long long)server->sources[vad->source].bytes, (unsigned long long)offset);
-    *data = server->sources[vad->source].map + offset;
+    if (pv_vad_kind(vad) != PV_SOURCE_FILE || pv_vad_source(vad) >= PV_FAULT_SOURCES || !server->sources[pv_vad_source(vad)].used)
+        return give_up(server, "source %u of kind %u is not open", pv_vad_source(vad), pv_vad_kind(vad));
+    if (offset + PV_PAGE_SIZE > server->sources[pv_vad_source(vad)].bytes)
+        return give_up(server, "source %u ends at byte %llu, before the page at %llu", pv_vad_source(vad),
+                       (unsigned long long)server->sources[pv_vad_source(vad)].bytes, (unsigned long long)offset);
+    *data = server->sources[pv_vad_source(vad)].map + offset;
     return 0;
 }
 
@@ -331,7 +331,7 @@ static void widen(struct pv_fault *server, const struct pv_translation *base, st
     uint64_t low = page & ~(window - 1), high = low + window;
     uint64_t first = page, last = page;
     const struct pv_vad *vad = base->vad;
-    uint64_t limit = vad->kind == PV_SOURCE_FILE ? (server->sources[vad->source].bytes - vad->offset) >> PV_PAGE_SHIFT
+    uint64_t limit = pv_vad_kind(vad) == PV_SOURCE_FILE ? (server->sources[pv_vad_source(vad)].bytes - pv_vad_offset(vad)) >> PV_PAGE_SHIFT
                                                  : UINT64_MAX;
 
     if (high > server->pages)
@@ -591,16 +591,16 @@ static uint64_t gather(struct pv_fault *server, const uint32_t *pages, uint64_t 
         return 0;
     pv_space_read_lock(server->config.space, server->prefetching);
     *run = (struct run){pages[0], 0, NULL};
-    if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) && base.vad->kind == PV_SOURCE_FILE &&
-        base.vad->source < PV_FAULT_SOURCES && server->sources[base.vad->source].used) {
-        const struct source *source = &server->sources[base.vad->source];
-        uint64_t limit = source->bytes > base.vad->offset ? (source->bytes - base.vad->offset) >> PV_PAGE_SHIFT : 0;
+    if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) && pv_vad_kind(base.vad) == PV_SOURCE_FILE &&
+        pv_vad_source(base.vad) < PV_FAULT_SOURCES && server->sources[pv_vad_source(base.vad)].used) {
+        const struct source *source = &server->sources[pv_vad_source(base.vad)];
+        uint64_t limit = source->bytes > pv_vad_offset(base.vad) ? (source->bytes - pv_vad_offset(base.vad)) >> PV_PAGE_SHIFT : 0;
 
         while (n < count && pages[n] == pages[0] + n && pages[n] < server->pages && base.page + n < limit &&
                continues(server, &base, pages[n], (int64_t)n))
             n++;
         if (base.page < limit) {
-            run->data = source->map + base.vad->offset + ((uint64_t)base.page << PV_PAGE_SHIFT);
+            run->data = source->map + pv_vad_offset(base.vad) + ((uint64_t)base.page << PV_PAGE_SHIFT);
             run->count = n;
         }
     }

@@ -1,5 +1,5 @@
 /* See space.h for the theory of operation. */
-#include "space.h"
+#include "walk.h"
 
 #include <errno.h>
 #include <linux/membarrier.h>
@@ -13,18 +13,12 @@
 
 #include "../common/cleanup.h"
 
-#define FANOUT 512u
-#define LEVEL_BITS 9
+#define FANOUT PV_WALK_FANOUT
 #define PAGES_TOTAL (UINT64_C(1) << (PV_SPACE_BITS - PV_PAGE_SHIFT))
 #define CHUNK (2u << 20)
-
-struct leaf {
-    _Atomic(uint32_t) pfe[FANOUT];
-};
-
-struct inner {
-    _Atomic(void *) child[FANOUT];
-};
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 struct pv_reader {
     _Alignas(64) _Atomic(uint64_t) section; /* the space's epoch when the section began; 0 outside of sections */
@@ -35,12 +29,20 @@ struct pv_reader {
 struct arena {
     char *chunk;
     size_t used;
+    int huge; /* the newest chunk is a huge page already */
     uint64_t bytes;
 };
 
+/* What stands for "nothing below": an inner node for each level above the leaves, the topmost also for a root's children. */
+static struct {
+    pthread_once_t once;
+    struct pv_leaf leaf;
+    struct pv_inner inner[3]; /* [level], 1 and 2 in use */
+} empty = {.once = PTHREAD_ONCE_INIT};
+
 struct pv_space {
-    const struct pv_pfdb *db;
-    struct inner root;
+    struct pv_walk walk;
+    struct pv_inner root;
     _Atomic(uint64_t) epoch;
     int needs_fence; /* no membarrier here: readers pay for a fence */
     pthread_mutex_t mappers;
@@ -69,13 +71,20 @@ static int arena_grow(struct arena *arena)
     if (start > map)
         munmap(map, (size_t)(start - map));
     munmap(start + CHUNK, (size_t)(map + CHUNK - start));
-    /* Only from the second chunk on: a small VM's table shall not cost 2 MiB. */
-    if (arena->chunk)
-        madvise(start, CHUNK, MADV_HUGEPAGE);
     *(char **)start = arena->chunk;
     arena->chunk = start;
     arena->used = 64;
+    arena->huge = 0;
     return 0;
+}
+
+/* Only once half of it is used: a small VM's table shall not cost 2 MiB. Best effort. */
+static void arena_collapse(struct arena *arena)
+{
+    if (!arena->huge && arena->used >= CHUNK / 2) {
+        madvise(arena->chunk, CHUNK, MADV_COLLAPSE);
+        arena->huge = 1;
+    }
 }
 
 static void *arena_take(struct pv_space *space, size_t size)
@@ -85,6 +94,7 @@ static void *arena_take(struct pv_space *space, size_t size)
 
     if ((!arena->chunk || arena->used + size > CHUNK) && arena_grow(arena))
         return NULL;
+    arena_collapse(arena);
     node = arena->chunk + arena->used; /* fresh anonymous memory: zero */
     arena->used += size;
     arena->bytes += size;
@@ -175,41 +185,31 @@ static void wait_for_readers(struct pv_space *space)
 
 /* ---- the walk -------------------------------------------------------------------------------------------------------- */
 
-static inline unsigned index_at(uint64_t address, int level)
+static void *empty_below(int level)
 {
-    return (unsigned)(address >> (PV_PAGE_SHIFT + LEVEL_BITS * level)) & (FANOUT - 1);
+    return level > 1 ? (void *)&empty.inner[level - 1] : (void *)&empty.leaf;
 }
 
-static inline struct leaf *find_leaf(const struct pv_space *space, uint64_t address)
+static void clear_inner(struct pv_inner *node, int level)
 {
-    const struct inner *node = &space->root;
+    for (unsigned i = 0; i < FANOUT; i++)
+        atomic_store_explicit(&node->child[i], empty_below(level), memory_order_relaxed);
+}
 
-    for (int level = 3; level >= 1; level--) {
-        node = atomic_load_explicit(&node->child[index_at(address, level)], memory_order_acquire);
-        if (!node)
-            return NULL;
-    }
-    return (struct leaf *)node;
+static void make_empty(void)
+{
+    clear_inner(&empty.inner[1], 1);
+    clear_inner(&empty.inner[2], 2);
+}
+
+static inline struct pv_leaf *find_leaf(const struct pv_space *space, uint64_t address)
+{
+    return pv_walk_leaf(&space->walk, address);
 }
 
 int pv_space_lookup(const struct pv_space *space, uint64_t address, struct pv_translation *out)
 {
-    const struct pv_pfdb *db = space->db;
-    const struct leaf *leaf;
-    uint32_t pfe;
-
-    if (address >> PV_SPACE_BITS)
-        return 0;
-    leaf = find_leaf(space, address);
-    if (!leaf)
-        return 0;
-    pfe = atomic_load_explicit(&leaf->pfe[index_at(address, 0)], memory_order_acquire);
-    if (!pfe)
-        return 0;
-    out->vad = &db->vads[pv_pfe_vad(atomic_load_explicit(&db->pfes[pfe], memory_order_relaxed))];
-    out->pfe = pfe;
-    out->page = pfe - out->vad->first_pfe;
-    return 1;
+    return pv_walk_lookup(&space->walk, address, out);
 }
 
 /* ---- mapping --------------------------------------------------------------------------------------------------------- */
@@ -223,29 +223,38 @@ static int check_range(uint64_t address, uint64_t pages, int *err)
     return 0;
 }
 
-static struct leaf *make_leaf(struct pv_space *space, uint64_t address)
+static void *make_node(struct pv_space *space, int level)
 {
-    struct inner *node = &space->root;
+    void *node = arena_take(space, level ? sizeof(struct pv_inner) : sizeof(struct pv_leaf));
+
+    if (node && level)
+        clear_inner(node, level);
+    return node;
+}
+
+static struct pv_leaf *make_leaf(struct pv_space *space, uint64_t address)
+{
+    struct pv_inner *node = &space->root;
 
     for (int level = 3; level >= 1; level--) {
-        _Atomic(void *) *slot = &node->child[index_at(address, level)];
-        void *child = atomic_load_explicit(slot, memory_order_relaxed);
+        _Atomic(void *) *place = &node->child[pv_walk_index(address, level)];
+        void *child = atomic_load_explicit(place, memory_order_relaxed);
 
-        if (!child) {
-            child = arena_take(space, level > 1 ? sizeof(struct inner) : sizeof(struct leaf));
+        if (child == empty_below(level)) {
+            child = make_node(space, level - 1);
             if (!child)
                 return NULL;
-            atomic_store_explicit(slot, child, memory_order_release);
+            atomic_store_explicit(place, child, memory_order_release);
         }
         node = child;
     }
-    return (struct leaf *)node;
+    return (struct pv_leaf *)node;
 }
 
 /* Pages from `address` to the end of its leaf, `pages` at most. */
 static uint64_t pages_in_leaf(uint64_t address, uint64_t pages)
 {
-    uint64_t room = FANOUT - index_at(address, 0);
+    uint64_t room = FANOUT - pv_walk_index(address, 0);
 
     return pages < room ? pages : room;
 }
@@ -255,12 +264,12 @@ static int prepare(struct pv_space *space, uint64_t address, uint64_t pages, int
 {
     while (pages) {
         uint64_t here = pages_in_leaf(address, pages);
-        struct leaf *leaf = make_leaf(space, address);
+        struct pv_leaf *leaf = make_leaf(space, address);
 
         if (!leaf)
             return fail(err, ENOMEM);
         for (uint64_t i = 0; i < here; i++)
-            if (atomic_load_explicit(&leaf->pfe[index_at(address, 0) + i], memory_order_relaxed))
+            if (atomic_load_explicit(&leaf->pfe[pv_walk_index(address, 0) + i], memory_order_relaxed))
                 return fail(err, EEXIST);
         address += here << PV_PAGE_SHIFT;
         pages -= here;
@@ -272,10 +281,10 @@ static void fill(struct pv_space *space, uint64_t address, uint64_t pages, uint3
 {
     while (pages) {
         uint64_t here = pages_in_leaf(address, pages);
-        struct leaf *leaf = find_leaf(space, address);
+        struct pv_leaf *leaf = find_leaf(space, address);
 
         for (uint64_t i = 0; i < here; i++)
-            atomic_store_explicit(&leaf->pfe[index_at(address, 0) + i], pfe++, memory_order_release);
+            atomic_store_explicit(&leaf->pfe[pv_walk_index(address, 0) + i], pfe++, memory_order_release);
         address += here << PV_PAGE_SHIFT;
         pages -= here;
     }
@@ -283,22 +292,21 @@ static void fill(struct pv_space *space, uint64_t address, uint64_t pages, uint3
 
 int pv_space_map(struct pv_space *space, uint64_t address, uint64_t pages, uint32_t vad, uint32_t page, int *err)
 {
+    const struct pv_vad *source = pv_pfdb_vad(space->walk.db, vad);
     uint32_t vad_pages;
     int result;
 
     if (check_range(address, pages, err))
         return -1;
-    if (!vad || vad >= space->db->max_vads)
+    if (!source)
         return fail(err, ENOENT);
-    vad_pages = atomic_load_explicit(&space->db->vads[vad].pages, memory_order_acquire);
-    if (!vad_pages)
-        return fail(err, ENOENT);
+    vad_pages = atomic_load_explicit(&source->pages, memory_order_relaxed);
     if (page >= vad_pages || pages > vad_pages - page)
         return fail(err, EINVAL);
     pthread_mutex_lock(&space->mappers);
     result = prepare(space, address, pages, err);
     if (!result) {
-        fill(space, address, pages, space->db->vads[vad].first_pfe + page);
+        fill(space, address, pages, pv_pfdb_first_pfe(space->walk.db, source) + page);
         space->mapped += pages;
     }
     pthread_mutex_unlock(&space->mappers);
@@ -308,26 +316,26 @@ int pv_space_map(struct pv_space *space, uint64_t address, uint64_t pages, uint3
 /* The start of the next leaf-sized block after `address`. */
 static uint64_t next_block(uint64_t address)
 {
-    return ((address >> (PV_PAGE_SHIFT + LEVEL_BITS)) + 1) << (PV_PAGE_SHIFT + LEVEL_BITS);
+    return ((address >> (PV_PAGE_SHIFT + PV_WALK_LEVEL_BITS)) + 1) << (PV_PAGE_SHIFT + PV_WALK_LEVEL_BITS);
 }
 
 /* The first address >= `address` whose leaf exists, or 1 << PV_SPACE_BITS. Skips absent subtrees whole. */
 static uint64_t next_leaf(const struct pv_space *space, uint64_t address)
 {
     while (address < UINT64_C(1) << PV_SPACE_BITS) {
-        const struct inner *node = &space->root;
+        const struct pv_inner *node = &space->root;
         int level = 3;
 
         for (; level >= 1; level--) {
-            const void *child = atomic_load_explicit(&node->child[index_at(address, level)], memory_order_acquire);
+            const void *child = atomic_load_explicit(&node->child[pv_walk_index(address, level)], memory_order_acquire);
 
-            if (!child)
+            if (child == empty_below(level))
                 break;
             node = child;
         }
         if (!level)
             return address;
-        int shift = PV_PAGE_SHIFT + LEVEL_BITS * level;
+        int shift = PV_PAGE_SHIFT + PV_WALK_LEVEL_BITS * level;
         address = ((address >> shift) + 1) << shift;
     }
     return UINT64_C(1) << PV_SPACE_BITS;
@@ -342,10 +350,10 @@ int pv_space_unmap(struct pv_space *space, uint64_t address, uint64_t pages, uin
     pthread_mutex_lock(&space->mappers);
     while ((address = next_leaf(space, address)) < end) {
         uint64_t here = pages_in_leaf(address, (end - address) >> PV_PAGE_SHIFT);
-        struct leaf *leaf = find_leaf(space, address);
+        struct pv_leaf *leaf = find_leaf(space, address);
 
         for (uint64_t i = 0; i < here; i++)
-            count += atomic_exchange_explicit(&leaf->pfe[index_at(address, 0) + i], 0, memory_order_seq_cst) != 0;
+            count += atomic_exchange_explicit(&leaf->pfe[pv_walk_index(address, 0) + i], 0, memory_order_seq_cst) != 0;
         address = next_block(address);
     }
     space->mapped -= count;
@@ -364,7 +372,7 @@ static int translate(struct pv_space *space, uint64_t address, struct pv_extent 
 
     if (!pv_space_lookup(space, address, &found))
         return 0;
-    *out = (struct pv_extent){address, 1, (uint32_t)(found.vad - space->db->vads), found.page};
+    *out = (struct pv_extent){address, 1, found.vad->number, found.page};
     return 1;
 }
 
@@ -407,8 +415,10 @@ int pv_space_create(const struct pv_pfdb *db, struct pv_space **out, int *err)
 
     if (!space)
         return fail(err, ENOMEM);
+    pthread_once(&empty.once, make_empty);
     memset(space, 0, sizeof *space);
-    space->db = db;
+    clear_inner(&space->root, 3);
+    space->walk = (struct pv_walk){db, &space->root};
     atomic_store(&space->epoch, 1);
     space->needs_fence = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0;
     pthread_mutex_init(&space->mappers, NULL);

@@ -22,8 +22,8 @@
  * A lookup that races with a mapping of the same page sees it before or after, never a mixture: the page's state is one
  * 32-bit word.
  *
- * Nodes come from 2 MiB chunks, aligned and advised to be huge pages, so that a walk over a large table does not pay the
- * TLB for every level.
+ * Nodes come from aligned chunks of 2 MiB that become huge pages when they are half full (MADV_COLLAPSE), so that a walk over a
+ * large table does not pay the TLB for every level, and a small table costs no more than it holds. The walk itself is in walk.h.
  */
 #ifndef PV_SPACE_H
 #define PV_SPACE_H
@@ -40,7 +40,7 @@ struct pv_reader;
 struct pv_translation {
     const struct pv_vad *vad;
     uint32_t pfe;  /* index of the page-frame entry */
-    uint32_t page; /* page of the VAD: its data lies at vad->offset + page * PV_PAGE_SIZE */
+    uint32_t page; /* page of the VAD: its data lies at pv_vad_offset(vad) + page * PV_PAGE_SIZE */
 };
 
 /* A piece of address space whose pages are consecutive pages of one VAD. */

@@ -75,7 +75,7 @@ class PageFrameDatabase:
             raise Unavailable("the page-frame database is closed")
         return self._handle
 
-    def add(self, kind: SourceKind, *, pages: int, source: int = 0, offset: int = 0, tag: int = 0) -> int:
+    def add(self, kind: SourceKind, *, pages: int, source: int = 0, offset: int = 0) -> int:
         """A new VAD and its entries; its index.
 
         :param offset: bytes into the source, a multiple of 4096
@@ -83,7 +83,7 @@ class PageFrameDatabase:
         :raises ResourceExhausted: no VAD, or no run of so many entries, is free
         """
         out, err = ffi.new("uint32_t *"), new_error()
-        if lib.pv_pfdb_add(self.handle, int(kind), source, offset, pages, tag, out, err) < 0:
+        if lib.pv_pfdb_add(self.handle, int(kind), source, offset, pages, out, err) < 0:
             raise raise_for(f"adding a VAD of {pages} pages at offset {offset}", err)
         return int(out[0])
 

@@ -1,8 +1,8 @@
 /* Looking up random addresses: our page table beside the peers that search regions, at equal mapped memory (4 GiB).
  *
- * Output: one line a case: regions, method, mode, nanoseconds a lookup. Every method returns the source offset of the
- * address's page, read from the region's descriptor: the timed look-up dereferences the VAD, once. "dependent" derives each
- * address from the last result.
+ * page_table REGIONS [ROUNDS]: one line a case and round: regions, method, mode, nanoseconds a look-up; the methods take turns.
+ * Every method returns the source offset of the address's page, read from the region's descriptor: the timed look-up
+ * dereferences the VAD, once. "dependent" derives each address from the last result. Last lines: memory of our structures.
  */
 #include <algorithm>
 #include <chrono>
@@ -13,24 +13,14 @@
 #include <sys/mman.h>
 #include <vector>
 
-extern "C" {
-#define _Atomic(T) T
-#define _Alignas alignas
-struct pv_pfdb;
-struct pv_space;
-struct pv_reader;
-int bench_setup(unsigned regions, unsigned pages_each, unsigned long stride);
-unsigned long bench_lookup(unsigned long address);
-void bench_lock(void);
-void bench_unlock(void);
-}
+#include "page_table_ours.h"
 
 namespace {
 constexpr unsigned long page = 4096, total_pages = 1 << 20;
+constexpr size_t lookups = 1 << 20;
 
-struct region { /* what a peer's entry leads to */
-    unsigned long start, end, offset;
-    char rest[8];
+struct region { /* what a peer's entry leads to: as large as a VAD */
+    unsigned long start, offset;
 };
 
 unsigned regions;
@@ -38,31 +28,29 @@ unsigned pages_each;
 std::vector<region> sorted;
 std::vector<unsigned long> starts;
 std::map<unsigned long, region> tree;
+unsigned long sink;
+
+unsigned long answer(const region &r, unsigned long address)
+{
+    return r.offset + (address - r.start);
+}
 
 unsigned long by_upper_bound(unsigned long address)
 {
-    auto i = std::upper_bound(starts.begin(), starts.end(), address) - starts.begin() - 1;
-    const region &r = sorted[i];
-    return r.offset + (address - r.start);
+    return answer(sorted[std::upper_bound(starts.begin(), starts.end(), address) - starts.begin() - 1], address);
 }
 
 unsigned long by_branchless(unsigned long address)
 {
     const unsigned long *base = starts.data();
-    size_t count = starts.size();
-    while (count > 1) {
-        size_t half = count / 2;
-        base += (base[half] <= address) * half;
-        count -= half;
-    }
-    const region &r = sorted[base - starts.data()];
-    return r.offset + (address - r.start);
+    for (size_t count = starts.size(); count > 1; count -= count / 2)
+        base += (base[count / 2] <= address) * (count / 2);
+    return answer(sorted[base - starts.data()], address);
 }
 
 unsigned long by_map(unsigned long address)
 {
-    const region &r = std::prev(tree.upper_bound(address))->second;
-    return r.offset + (address - r.start);
+    return answer(std::prev(tree.upper_bound(address))->second, address);
 }
 
 double now()
@@ -70,66 +58,80 @@ double now()
     return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-unsigned long sink;
-
-template <typename F> double time_independent(F f, const std::vector<unsigned long> &addresses)
+/* The addresses lie in huge pages, so that reading them costs every method the same little. */
+unsigned long *make_addresses()
 {
-    unsigned long sum = 0;
-    bench_lock();
-    double start = now();
-    for (unsigned long a : addresses)
-        sum += f(a);
-    double spent = now() - start;
-    bench_unlock();
-    sink += sum;
-    return spent / addresses.size();
+    std::mt19937_64 random(42);
+    auto *addresses = static_cast<unsigned long *>(aligned_alloc(2 << 20, lookups * sizeof(unsigned long)));
+
+    madvise(addresses, lookups * sizeof(unsigned long), MADV_HUGEPAGE);
+    for (size_t i = 0; i < lookups; i++)
+        addresses[i] = random() % (static_cast<unsigned long>(regions) * pages_each / 2 * 2) * page;
+    return addresses;
 }
 
-template <typename F> double time_dependent(F f, const std::vector<unsigned long> &addresses)
+template <typename F> void report(const char *name, F f, const unsigned long *addresses)
 {
-    unsigned long last = 0;
+    unsigned long sum = 0, last = 0;
+
     bench_lock();
     double start = now();
-    for (unsigned long a : addresses)
-        last = f(a ^ (last & page)); /* a neighbour page or the page itself: known only when the last result is */
-    double spent = now() - start;
+    for (size_t i = 0; i < lookups; i++)
+        sum += f(addresses[i]);
+    double middle = now();
+    for (size_t i = 0; i < lookups; i++)
+        last = f(addresses[i] ^ (last & page)); /* the page or its neighbour: known only when the last result is */
+    double end = now();
     bench_unlock();
-    sink += last;
-    return spent / addresses.size();
+    sink += sum + last;
+    printf("%u %s independent %.2f\n", regions, name, (middle - start) / lookups);
+    printf("%u %s dependent %.2f\n", regions, name, (end - middle) / lookups);
 }
 
-template <typename F> void report(const char *name, F f, const std::vector<unsigned long> &addresses)
+void make_peers()
 {
-    printf("%u %s independent %.2f\n", regions, name, time_independent(f, addresses));
-    printf("%u %s dependent %.2f\n", regions, name, time_dependent(f, addresses));
+    for (unsigned long i = 0; i < regions; i++) {
+        region r = {i * pages_each * page, i * pages_each * page};
+
+        sorted.push_back(r);
+        starts.push_back(r.start);
+        tree[r.start] = r;
+    }
+}
+
+int all_agree(const unsigned long *addresses)
+{
+    for (size_t i = 0; i < 1000; i++) {
+        unsigned long expected = by_map(addresses[i]);
+
+        if (bench_lookup(addresses[i]) != expected || by_upper_bound(addresses[i]) != expected ||
+            by_branchless(addresses[i]) != expected)
+            return 0;
+    }
+    return 1;
 }
 } // namespace
 
 int main(int argc, char **argv)
 {
-    std::mt19937_64 random(42);
-    std::vector<unsigned long> addresses(1 << 21);
+    regions = argc > 1 ? static_cast<unsigned>(atoi(argv[1])) : 1;
+    int rounds = argc > 2 ? atoi(argv[2]) : 3;
 
-    regions = argc > 1 ? atoi(argv[1]) : 1;
-    pages_each = total_pages / regions;
-    for (unsigned i = 0; i < regions; i++) {
-        region r = {i * pages_each * page, (i + 1) * pages_each * page, i * pages_each * page, {}};
-        sorted.push_back(r);
-        starts.push_back(r.start);
-        tree[r.start] = r;
-    }
+    if (!regions || regions > total_pages)
+        return 2;
+    pages_each = static_cast<unsigned>(total_pages / regions);
+    make_peers();
     if (bench_setup(regions, pages_each, pages_each * page))
         return 1;
-    for (auto &a : addresses)
-        a = random() % (static_cast<unsigned long>(regions) * pages_each / 2 * 2) * page;
-    for (unsigned long i = 0; i < 1000; i++)
-        if (bench_lookup(addresses[i]) != by_map(addresses[i]) || by_upper_bound(addresses[i]) != by_branchless(addresses[i]))
-            return 2;
-    for (int round = 0; round < 3; round++) {
-        report("page_table", bench_lookup, addresses);
-        report("upper_bound", by_upper_bound, addresses);
-        report("branchless", by_branchless, addresses);
-        report("map", by_map, addresses);
+    unsigned long *addresses = make_addresses();
+    if (!all_agree(addresses))
+        return 1;
+    for (int round = 0; round < rounds; round++) {
+        report("page_table", [](unsigned long a) { return bench_lookup(a); }, addresses);
+        report("upper_bound", [](unsigned long a) { return by_upper_bound(a); }, addresses);
+        report("branchless", [](unsigned long a) { return by_branchless(a); }, addresses);
+        report("map", [](unsigned long a) { return by_map(a); }, addresses);
     }
+    bench_print_memory(regions);
     return sink == 1;
 }

@@ -59,8 +59,8 @@ static void map_sources(struct vm *vm)
     uint32_t file, zero;
     int err = 0;
 
-    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_FILE, 3, 0, PAGES, 0, &file, &err));
-    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_ZERO, 0, 0, PAGES / 4, 0, &zero, &err));
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_FILE, 3, 0, PAGES, &file, &err));
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_ZERO, 0, 0, PAGES / 4, &zero, &err));
     CHECK(!pv_space_map(vm->space, 0, PAGES / 2, file, 0, &err));
     CHECK(!pv_space_map(vm->space, BYTES / 2, PAGES / 4, zero, 0, &err));
     CHECK(!pv_space_map(vm->space, BYTES / 4 * 3, PAGES / 4, file, PAGES / 4 * 3, &err));

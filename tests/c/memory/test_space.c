@@ -52,7 +52,7 @@ static uint32_t add(struct fixture *f, uint32_t pages, uint64_t offset)
     uint32_t vad;
     int err = 0;
 
-    CHECK(!pv_pfdb_add(f->db, PV_SOURCE_FILE, 7, offset, pages, 0, &vad, &err));
+    CHECK(!pv_pfdb_add(f->db, PV_SOURCE_FILE, 7, offset, pages, &vad, &err));
     return vad;
 }
 
@@ -75,8 +75,8 @@ static void test_a_page_leads_to_its_vad(void)
 
     CHECK(!lookup(&f, PAGE(5), &t));
     CHECK(!pv_space_map(f.space, PAGE(5), 10, vad, 20, &err));
-    CHECK(lookup(&f, PAGE(5) + 123, &t) && t.page == 20 && t.vad == &f.db->vads[vad]);
-    CHECK(lookup(&f, PAGE(14), &t) && t.page == 29 && t.vad->offset == PAGE(3) && t.vad->source == 7);
+    CHECK(lookup(&f, PAGE(5) + 123, &t) && t.page == 20 && t.vad == pv_pfdb_vad(f.db, vad));
+    CHECK(lookup(&f, PAGE(14), &t) && t.page == 29 && pv_vad_offset(t.vad) == PAGE(3) && pv_vad_source(t.vad) == 7);
     CHECK(!lookup(&f, PAGE(15), &t) && !lookup(&f, PAGE(4), &t));
     CHECK(!lookup(&f, UINT64_C(1) << 48, &t) && !lookup(&f, UINT64_MAX, &t));
     teardown(&f);
@@ -117,14 +117,14 @@ static void test_database_refuses(void)
     uint32_t vad;
     int err;
 
-    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 1, 1, 0, &vad, &err)));
-    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 0, 0, 0, &vad, &err)));
-    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, 0, 0, 0, 1, 0, &vad, &err)));
-    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, PAGE(UINT64_C(1) << 51) - PAGE(1), 2, 0, &vad, &err)));
-    CHECK(REFUSED(ENOSPC, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 0, 101, 0, &vad, &err)));
+    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 1, 1, &vad, &err)));
+    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 0, 0, &vad, &err)));
+    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, 0, 0, 0, 1, &vad, &err)));
+    CHECK(REFUSED(EINVAL, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, PAGE(UINT64_C(1) << 51) - PAGE(1), 2, &vad, &err)));
+    CHECK(REFUSED(ENOSPC, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 0, 101, &vad, &err)));
     add(&f, 50, 0);
     add(&f, 50, 0);
-    CHECK(REFUSED(ENOSPC, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 0, 1, 0, &vad, &err)));
+    CHECK(REFUSED(ENOSPC, pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, 0, 1, &vad, &err)));
     CHECK(REFUSED(ENOENT, pv_pfdb_remove(f.db, 0, &err)));
     CHECK(REFUSED(ENOENT, pv_pfdb_remove(f.db, 3, &err)));
     CHECK(!pv_pfdb_remove(f.db, 1, &err));
@@ -151,8 +151,8 @@ static void test_a_new_writer_goes_on(void)
     pv_pfdb_usage(next, &after);
     CHECK(before.pfes == 400 && after.pfes == 400 && after.free_runs == before.free_runs && after.vads == 2);
     CHECK(!pv_pfdb_open(f.fd, 0, &reader, &err));
-    CHECK(reader->vads[c].pages == 300 && reader->vads[a].first_pfe == f.db->vads[a].first_pfe);
-    next->vads[c].first_pfe = next->vads[a].first_pfe; /* damage: two VADs share entries */
+    CHECK(pv_pfdb_vad(reader, c)->pages == 300 && reader->directory[a] == f.db->directory[a]);
+    next->directory[c] = next->directory[a] + 1; /* damage: a VAD where another's entries are */
     pv_pfdb_close(reader);
     pv_pfdb_close(next);
     CHECK(REFUSED(EBADMSG, pv_pfdb_open(f.fd, 1, &next, &err)));
@@ -176,7 +176,7 @@ static void compare(struct fixture *f, const struct cell *model)
         int found = lookup(f, PAGE(i), &t);
 
         CHECK(found == (model[i].vad != 0));
-        CHECK(!found || (t.vad == &f->db->vads[model[i].vad] && t.page == model[i].page));
+        CHECK(!found || (t.vad == pv_pfdb_vad(f->db, model[i].vad) && t.page == model[i].page));
         mapped += (uint64_t)found;
     }
     while (pv_space_next(f->space, address, &e, &err) == 1) {
@@ -210,7 +210,7 @@ static void test_against_the_model(unsigned seed)
         uint32_t at = (uint32_t)random() % MODEL_PAGES, pages = 1 + (uint32_t)random() % (MODEL_PAGES - at);
 
         if (random() % 2) {
-            uint32_t vad = vads[random() % 8], length = f.db->vads[vad].pages, page = (uint32_t)random() % length;
+            uint32_t vad = vads[random() % 8], length = pv_pfdb_vad(f.db, vad)->pages, page = (uint32_t)random() % length;
             int free_there = 1, result;
 
             if (pages > length - page)
@@ -280,7 +280,7 @@ static void *storm_reader(void *argument)
         if (pv_space_lookup(storm->f->space, PAGE(state >> 8 & 1023), &t)) {
             uint32_t pages = atomic_load(&t.vad->pages);
 
-            CHECK(pages == 64 && t.page < pages && t.vad->tag == t.vad->offset + 1);
+            CHECK(pages == 64 && t.page < pages && pv_vad_source(t.vad) == (pv_vad_offset(t.vad) >> PV_PAGE_SHIFT) + 1);
             atomic_fetch_add_explicit(&storm->hits, 1, memory_order_relaxed);
         }
         pv_space_read_unlock(reader);
@@ -299,11 +299,11 @@ static void test_readers_race_with_mappers(void)
 
     for (int i = 0; i < 3; i++)
         CHECK(!pthread_create(&threads[i], NULL, storm_reader, &storm));
-    for (uint64_t round = 0; round < 2000 || !atomic_load(&storm.hits); round++) {
-        uint64_t address = PAGE(round * 64 % 1024), offset = PAGE(round);
+    for (uint64_t i = 0; i < 2000 || !atomic_load(&storm.hits); i++) {
+        uint64_t round = i % 60000, address = PAGE(round * 64 % 1024), offset = PAGE(round);
         uint32_t vad;
 
-        CHECK(!pv_pfdb_add(f.db, PV_SOURCE_FILE, 0, offset, 64, offset + 1, &vad, &err));
+        CHECK(!pv_pfdb_add(f.db, PV_SOURCE_FILE, (uint32_t)round + 1, offset, 64, &vad, &err));
         CHECK(!pv_space_map(f.space, address, 64, vad, 0, &err));
         CHECK(!pv_space_unmap(f.space, address, 64, &n, &err) && n == 64);
         CHECK(!pv_pfdb_remove(f.db, vad, &err));
