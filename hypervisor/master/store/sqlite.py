@@ -6,12 +6,9 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +16,7 @@ from typing import TypeVar
 from hypervisor.errors import Conflict, Unavailable
 from hypervisor.master.store import tables
 from hypervisor.master.store.base import Change, Compacted, Item, Page
+from hypervisor.master.store.history import Keep, forget_in_time
 from hypervisor.master.store.window import Window
 from hypervisor.master.store.writer import Writer
 
@@ -26,20 +24,6 @@ T = TypeVar("T")
 READERS = 2
 WATCH_BATCH = 500
 COMPACT_STEP = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """How much history a store keeps for late watchers and continued lists.
-
-    :ivar age_s: at least this long, unless there are more than `changes`
-    :ivar changes: at most about so many, however young
-    :ivar check_s: how often to look
-    """
-
-    age_s: float = 600
-    changes: int = 100_000
-    check_s: float = 30
 
 
 class SqliteStore:
@@ -52,7 +36,6 @@ class SqliteStore:
     def __init__(self, path: Path, lock: int, connection: sqlite3.Connection, keep: Keep) -> None:
         self._path = path
         self._lock = lock
-        self._keep = keep
         self._compacted = tables.compacted(connection)
         self._window = Window(tables.newest(connection))
         self._news: set[asyncio.Future[None]] = set()
@@ -61,7 +44,7 @@ class SqliteStore:
         self._writer = Writer(connection, self._publish)
         self._idle: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
-        self._janitor = asyncio.create_task(self._compact_in_background())
+        self._janitor = asyncio.create_task(forget_in_time(self, keep))
 
     @classmethod
     async def open(cls, path: Path, *, keep: Keep | None = None, max_pages: int = 0) -> SqliteStore:
@@ -183,20 +166,6 @@ class SqliteStore:
                 self._idle.append(connection)
         except sqlite3.Error as error:
             raise Unavailable(f"{self._path}: the master's store cannot be read ({error})") from error
-
-    async def _compact_in_background(self) -> None:
-        seen: deque[tuple[float, int]] = deque()
-        while True:
-            await asyncio.sleep(self._keep.check_s)
-            now, newest = time.monotonic(), self._window.revision
-            seen.append((now, newest))
-            target = newest - self._keep.changes
-            while seen and seen[0][0] <= now - self._keep.age_s:
-                target = max(target, seen.popleft()[1])
-            try:
-                await self.compact(target)
-            except Unavailable:
-                continue  # a full disk: next time
 
 
 def _compact_step(connection: sqlite3.Connection, revision: int, *, start: int, end: int) -> None:

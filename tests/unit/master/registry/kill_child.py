@@ -14,7 +14,8 @@ from pathlib import Path
 from registry_objects import KINDS, POD, pod
 
 from hypervisor.master.registry.registry import Registry
-from hypervisor.master.store.sqlite import Keep, SqliteStore
+from hypervisor.master.store.history import Keep
+from hypervisor.master.store.sqlite import SqliteStore
 
 IN_FLIGHT = 32
 

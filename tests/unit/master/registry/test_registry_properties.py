@@ -70,18 +70,22 @@ def apply(state: dict[str, Object], what: str, obj: Object, last: int) -> int:
     return revision
 
 
+async def compete(registry: Registry, rng: random.Random) -> None:
+    """Writers and followers side by side."""
+    async with asyncio.timeout(30), asyncio.TaskGroup() as followers:
+        for _ in range(8):
+            followers.create_task(follow(registry, parse_labels(rng.choice(SELECTORS)), rng.randrange(60)))
+        async with asyncio.TaskGroup() as writers:
+            for _ in range(WRITERS):
+                writers.create_task(write(registry, random.Random(rng.random()), 25))
+        await registry.create(POD, pod(LAST, labels={"app": "a"}), "ns")
+
+
 async def scenario(seed: int) -> None:
-    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         store = await SqliteStore.open(Path(folder) / "store.db")
         registry = await Registry.open(store, KINDS)
-        async with asyncio.timeout(30), asyncio.TaskGroup() as followers:
-            for _ in range(8):
-                followers.create_task(follow(registry, parse_labels(rng.choice(SELECTORS)), rng.randrange(60)))
-            async with asyncio.TaskGroup() as writers:
-                for _ in range(WRITERS):
-                    writers.create_task(write(registry, random.Random(rng.random()), 25))
-            await registry.create(POD, pod(LAST, labels={"app": "a"}), "ns")
+        await compete(registry, random.Random(seed))
         await registry.close()
         await store.close()
 

@@ -13,7 +13,8 @@ import pytest
 
 from hypervisor.errors import Conflict, InvalidInput, Unavailable
 from hypervisor.master.store.base import Compacted, CorruptStore
-from hypervisor.master.store.sqlite import Keep, SqliteStore
+from hypervisor.master.store.history import Keep
+from hypervisor.master.store.sqlite import SqliteStore
 
 
 async def fill(store: SqliteStore) -> list[str]:
