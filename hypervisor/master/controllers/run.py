@@ -59,12 +59,18 @@ WATCHED = (
 
 
 async def run_control_loops(
-    client: ApiClient, *, ca_pem: str, collected: Sequence[Resource], node_grace_s: float = GRACE_S
+    client: ApiClient,
+    *,
+    ca_pem: str,
+    collected: Sequence[Resource],
+    node_grace_s: float = GRACE_S,
+    more: Sequence[Controller] = (),
 ) -> None:
     """Runs scheduler and controllers until cancelled; what fails is tried again, for ever.
 
     :param ca_pem: the certificate authority that clients in pods are to trust
     :param collected: every resource that is stored; garbage collection and namespace deletion look at all of them
+    :param more: controllers of other parts of the master
     """
     resources = {*collected, *WATCHED}
     caches = {r: Informer(client, r, indexers=indexers(r)) for r in sorted(resources, key=lambda r: r.qualified)}
@@ -73,7 +79,7 @@ async def run_control_loops(
     async with asyncio.TaskGroup() as group:
         group.create_task(scheduling.run(), name="events of the scheduler")
         group.create_task(managing.run(), name="events of the controllers")
-        controllers = _controllers(context, ca_pem, node_grace_s)
+        controllers = [*_controllers(context, ca_pem, node_grace_s), *more]
         group.create_task(run_controllers(context, controllers), name="controllers")
         group.create_task(run_scheduler(client, scheduling, caches), name="scheduler")
         for cache in caches.values():

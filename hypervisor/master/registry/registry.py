@@ -88,6 +88,10 @@ class Registry:
         """As `entry` for what is in memory now, without waiting: for authorizers and the like."""
         return self._feed.cache(kind).get(f"{namespace}/{name}")
 
+    def changed(self, kind: Kind) -> int:
+        """The revision of the newest change of a kind."""
+        return self._feed.cache(kind).changed
+
     def peek_all(self, kind: Kind, namespace: str = "") -> list[Entry]:
         """All objects in memory now, without waiting."""
         return self._feed.cache(kind).select(f"{namespace}/" if namespace else "")

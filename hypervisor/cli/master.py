@@ -1,0 +1,30 @@
+"""``hv master``: the API server with its scheduler and controllers, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("master")
+@click.option("--state-dir", "state", metavar="DIR", required=True, help="Where the store and the keys are.")
+@click.option("--address", metavar="IP", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", metavar="PORT", type=click.IntRange(0, 65535), default=6443, show_default=True)
+@click.option(
+    "--store",
+    metavar="STORE",
+    default="sqlite",
+    show_default=True,
+    help="Where objects are kept: sqlite, or etcd:HOST:PORT[,HOST:PORT...].",
+)
+@click.option("--name", "names", metavar="NAME", multiple=True, help="Another name or address of this server. Repeat.")
+def master(state: str, address: str, port: int, store: str, names: tuple[str, ...]) -> int:
+    """Run a cluster's master in the foreground: API server, scheduler, controllers.
+
+    SIGTERM ends it; no pod stops for that. The state folder holds the store (unless --store names etcd), the cluster's
+    certificate authority and admin.kubeconfig; nobody but its owner can read it.
+    """
+    from hypervisor.master.daemon import MasterConfig, main
+
+    return main(MasterConfig(Path(state), address, port, store, names))

@@ -1,0 +1,141 @@
+"""The HTTP side of the API server: every request's way, and every failure as a ``Status``.
+
+The way: what is asked (`info`) -> who asks (certificate or token; impersonation) -> may they (authorizer) -> the
+handler of the verb or subresource -> a line for the audit log and a count for the metrics. There is no router: a path
+that is a resource is one dictionary look-up, everything else another.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from hypervisor.errors import HvError, Unavailable
+from hypervisor.kube.errors import ApiError
+from hypervisor.master.api import encode, plain, subresources, verbs, watching
+from hypervisor.master.api.exchange import Exchange, not_allowed, unknown
+from hypervisor.master.api.info import RequestInfo, parse
+from hypervisor.master.api.inside import Inside
+from hypervisor.master.auth.authorizer import check
+from hypervisor.master.auth.reviews import impersonated
+from hypervisor.master.auth.user import ANONYMOUS, User
+
+Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
+
+_VERBS: Mapping[str, Handler] = {
+    "get": verbs.get,
+    "list": verbs.list_,
+    "watch": watching.watch,
+    "create": verbs.create,
+    "update": verbs.update,
+    "patch": verbs.patch,
+    "delete": verbs.delete,
+    "deletecollection": verbs.delete_collection,
+}
+_DRAINING = "the server is shutting down"
+
+
+class Server:
+    """Give it to `aiohttp.web.Server` as the handler."""
+
+    def __init__(self, inside: Inside) -> None:
+        self._inside = inside
+        self._plain = plain.Plain(inside)
+
+    async def __call__(self, request: BaseRequest) -> web.StreamResponse:
+        started = time.perf_counter()
+        info, user = RequestInfo(request.method.lower(), ""), ANONYMOUS
+        try:
+            url = request.rel_url
+            info = parse(request.method, url.raw_path, url.raw_query_string, self._inside.routes)
+            user = self._user(request, info)
+            check(self._inside.authorizer, info.attributes(user))
+            response = await self._answer(Exchange(self._inside, request, info, user))
+        except Exception as e:
+            response = _failed(request, e)
+        self._note(request, info, user, response.status, time.perf_counter() - started)
+        return response
+
+    def _user(self, request: BaseRequest, info: RequestInfo) -> User:
+        headers = request.headers
+        tls = request.get_extra_info("ssl_object")
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        user = self._inside.authenticator.authenticate(certificate, headers.get("Authorization", ""), info.path)
+        if "Impersonate-User" in headers or "Impersonate-Group" in headers or "Impersonate-Uid" in headers:
+            groups = tuple(headers.getall("Impersonate-Group", ()))
+            lower = {name.lower(): value for name, value in headers.items()}
+            return impersonated(self._inside.authorizer, user, lower, groups)
+        return user
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        info = exchange.info
+        if not info.plural:
+            return await self._plain.answer(exchange)
+        kind = exchange.kind
+        if info.subresource:
+            if info.subresource not in kind.subresources:
+                raise unknown()
+            return await subresources.answer(exchange)
+        if info.verb not in kind.verbs:
+            raise not_allowed()
+        if not kind.stored:
+            return await subresources.review(exchange)
+        if kind.resource.namespaced and not info.namespace and info.verb not in ("list", "watch"):
+            raise not_allowed()
+        return await _VERBS[info.verb](exchange)
+
+    def _note(self, request: BaseRequest, info: RequestInfo, user: User, code: int, seconds: float) -> None:
+        inside, kind = self._inside, info.kind
+        plural = kind.resource.qualified if kind is not None else ""
+        sub = info.subresource if kind is not None and info.subresource in kind.subresources else ""
+        verb = info.verb if plural else "other"
+        inside.metrics.observe(verb, plural, sub, code, seconds)
+        if not info.plural:
+            return
+        line = {
+            "user": user.name,
+            "resource": plural,
+            "namespace": info.namespace,
+            "name": info.name,
+            "code": code,
+            "from": request.remote,
+            "ms": round(seconds * 1000, 2),
+        }
+        if sub == "exec":
+            line["query"] = request.rel_url.query_string[:2000]
+        inside.audit.note(info.verb, sub, line)
+
+
+def _failed(request: BaseRequest, error: Exception) -> web.StreamResponse:
+    """The answer that an error is; one that comes after the head of an answer breaks it off."""
+    if isinstance(error, ConnectionError):
+        raise error  # the client has gone
+    api = _as_api_error(request, error)
+    if request.transport is None or request._payload_writer.output_size > 0:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("broken off") from error
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
+    if api.code == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="kubernetes"'
+    retry = api.details.get("retryAfterSeconds")
+    if retry:
+        headers["Retry-After"] = str(retry)
+    return web.Response(body=encode.dumps(api.status()), status=api.code, headers=headers)
+
+
+def _as_api_error(request: BaseRequest, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Unavailable):
+        return ApiError("ServiceUnavailable", str(error), details={"retryAfterSeconds": 1})
+    if isinstance(error, HvError):
+        return ApiError("InternalError", str(error))
+    number = uuid.uuid4().hex[:12]
+    structlog.get_logger().exception("request failed", id=number, method=request.method, path=request.path)
+    return ApiError("InternalError", f"an error on the server has prevented the request from succeeding (id {number})")

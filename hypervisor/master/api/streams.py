@@ -1,0 +1,33 @@
+"""``pods/log``, ``exec``, ``attach`` and ``portforward``: passed to the pod's node."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from hypervisor.kube.errors import bad_request
+from hypervisor.kube.resources import NODES
+from hypervisor.master.api import kubelet
+from hypervisor.master.api.exchange import Exchange, not_allowed
+
+
+async def to_node(exchange: Exchange) -> web.StreamResponse:
+    """Any of them: authorized already; admission is asked, then the node."""
+    call, info, request = exchange.call(), exchange.info, exchange.request
+    if info.verb not in ("get", "create") or (call.subresource == "log" and info.verb != "get"):
+        raise not_allowed()
+    inside = exchange.inside
+    pod = (await inside.objects.registry.entry(call.kind, call.namespace, call.name)).obj
+    wanted = info.query.get("container", "")
+    container = "" if call.subresource == "portforward" else kubelet.container_of(pod, wanted)
+    await inside.objects.connect(call)
+    name = kubelet.node_of(pod)
+    node = inside.objects.registry.peek(inside.kinds.of(NODES), "", name)
+    if node is None:
+        raise kubelet.no_node(name)
+    address = inside.kubelets.address(node.obj)
+    target = kubelet.target_of(pod, call.subresource, container, request.rel_url.raw_query_string)
+    if call.subresource == "log":
+        return await inside.kubelets.relay(request, address, target)
+    if "upgrade" not in request.headers.get("Connection", "").lower() or not request.headers.get("Upgrade"):
+        raise bad_request(f"{call.subresource} needs an upgrade of the connection to WebSocket or SPDY/3.1")
+    return await inside.kubelets.splice(request, address, target)

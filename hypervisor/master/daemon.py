@@ -1,0 +1,272 @@
+"""The master: API server, scheduler and controllers over one store.
+
+Theory of operation
+-------------------
+::
+
+    state folder -> store (locked by its owner) -> registry in memory -> keys and roles -> listen -> system namespaces
+                                                                                                -> controllers (serving)
+    store closed <- registry <- controllers end <- streams end, requests under way are answered <- SIGTERM or SIGINT
+
+It keeps nothing outside the store and its keys: killed at any point, the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from hypervisor.errors import InvalidInput, Unavailable
+from hypervisor.kube.client import ApiClient
+from hypervisor.kube.errors import ApiError
+from hypervisor.kube.resources import NAMESPACES
+from hypervisor.master.admission.chain import plugins
+from hypervisor.master.admission.plugin import Chain
+from hypervisor.master.api.audit import Audit
+from hypervisor.master.api.fit import BODY_LIMIT
+from hypervisor.master.api.inside import Inside, routes_of
+from hypervisor.master.api.kubelet import Kubelets
+from hypervisor.master.api.local import LocalClient
+from hypervisor.master.api.managed import Managed
+from hypervisor.master.api.metrics import Metrics
+from hypervisor.master.api.objects import Objects
+from hypervisor.master.api.server import Server
+from hypervisor.master.api.view import RegistryView
+from hypervisor.master.auth import bootstrap, parties
+from hypervisor.master.auth.ca import client_context, server_context
+from hypervisor.master.auth.certificates import CertificateController
+from hypervisor.master.auth.stack import Auth, open_auth
+from hypervisor.master.controllers.run import run_control_loops
+from hypervisor.master.kinds.table import KINDS
+from hypervisor.master.registry.registry import Registry
+from hypervisor.master.schema.load import Schema
+from hypervisor.master.store.base import Store
+from hypervisor.master.store.sqlite import SqliteStore
+from hypervisor.version import __version__
+
+SYSTEM_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
+DEFAULT_PORT = 6443
+DRAIN_S = 2.0
+MAX_REQUEST_LINE = 8 << 20
+"""Bytes: exec's command line is in the URL."""
+MAX_HEADERS = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class MasterConfig:
+    """How a master is run.
+
+    :ivar state: folder of the store and the keys; made if it is not there
+    :ivar port: 0 lets the kernel choose one
+    :ivar store: ``sqlite``, or ``etcd:`` followed by endpoints with commas between
+    :ivar names: other host names and addresses by which clients call this server
+    :ivar controllers: False: objects are kept and nothing acts on them
+    """
+
+    state: Path
+    address: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    store: str = "sqlite"
+    names: tuple[str, ...] = ()
+    controllers: bool = True
+
+    @property
+    def pki(self) -> Path:
+        """Keys and certificates."""
+        return self.state / "pki"
+
+
+@dataclass(frozen=True, slots=True)
+class Master:
+    """A master that serves.
+
+    :ivar port: where it listens
+    """
+
+    config: MasterConfig
+    inside: Inside
+    auth: Auth
+    client: ApiClient
+    port: int
+
+
+def main(config: MasterConfig) -> int:
+    """Runs a master in the foreground until SIGTERM or SIGINT.
+
+    :raises HvError: it cannot run here
+    """
+    asyncio.run(serve(config))
+    return 0
+
+
+async def serve(config: MasterConfig, ready: Callable[[Master], None] | None = None) -> None:
+    """Serves until a signal comes.
+
+    :param ready: called once clients are answered
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with running(config) as master:
+        if ready is not None:
+            ready(master)
+        await stopping.wait()
+        structlog.get_logger().info("master ends")
+
+
+@asynccontextmanager
+async def running(config: MasterConfig) -> AsyncIterator[Master]:
+    """A master that serves; leaving ends it.
+
+    :raises Unavailable: the address is taken
+    :raises InvalidInput: the configuration, or damaged keys
+    """
+    log = structlog.get_logger()
+    await asyncio.to_thread(_private, config.state)
+    async with AsyncExitStack() as stack:
+        store = await _open_store(config)
+        stack.push_async_callback(store.close)
+        kept = [k for k in KINDS if k.stored and k.kept_as is None]
+        registry = await Registry.open(store, kept)
+        stack.push_async_callback(registry.close)
+        inside, auth = await asyncio.to_thread(_make_inside, config, registry)
+        inside.audit.start()
+        stack.push_async_callback(inside.audit.close)
+        stack.push_async_callback(inside.kubelets.close)
+        client = LocalClient(inside)
+        await _prepare(client)
+        _settle_memory()
+        port = await stack.enter_async_context(_listening(config, inside, auth))
+        if config.controllers:
+            await stack.enter_async_context(_control_loops(client, auth, registry))
+        log.info("master serves", version=__version__, pid=os.getpid(), address=config.address, port=port)
+        yield Master(config, inside, auth, client, port)
+
+
+@asynccontextmanager
+async def _control_loops(client: ApiClient, auth: Auth, registry: Registry) -> AsyncIterator[None]:
+    """Scheduler and controllers, until the context is left."""
+    view = RegistryView(KINDS, registry)
+    certificates = CertificateController(client, auth.ca, auth.authorizer, view)
+    loops = run_control_loops(
+        client,
+        ca_pem=auth.ca.pem.decode(),
+        collected=[k.resource for k in KINDS if k.stored and k.kept_as is None],
+        more=(certificates,),
+    )
+    task = asyncio.create_task(loops, name="control loops")
+    task.add_done_callback(_report_end)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        structlog.get_logger().error("the control loops have failed", exc_info=task.exception())
+
+
+def _private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+async def _open_store(config: MasterConfig) -> Store:
+    if config.store == "sqlite":
+        return await SqliteStore.open(config.state / "store.db")
+    scheme, _, endpoints = config.store.partition(":")
+    if scheme == "etcd" and endpoints:
+        from hypervisor.master.store.etcd import EtcdStore
+
+        return await EtcdStore.connect(tuple(endpoints.split(",")))
+    raise InvalidInput('write "sqlite" or "etcd:HOST:PORT[,HOST:PORT...]"', where="store")
+
+
+def _make_inside(config: MasterConfig, registry: Registry) -> tuple[Inside, Auth]:
+    view = RegistryView(KINDS, registry)
+    auth = open_auth(config.pki, view)
+    schema = Schema.load()
+    schema.preload(*(kind.schema for kind in KINDS))
+    admission = Chain((*plugins(view), *auth.plugins))
+    objects = Objects(KINDS, registry, schema, admission, Managed(schema))
+    metrics = Metrics()
+    metrics.gauge("apiserver_store_revision", "Newest revision in memory.", lambda: registry.revision)
+    inside = Inside(
+        objects,
+        auth.authenticator,
+        auth.authorizer,
+        auth.rbac,
+        auth.tokens,
+        Kubelets(client_context(parties.kubelet_client(auth.ca), auth.ca.certificate_file)),
+        Audit(config.state / "audit.log"),
+        metrics,
+        routes_of(KINDS),
+        f"https://{config.address}:{config.port}",
+    )
+    return inside, auth
+
+
+async def _prepare(client: LocalClient) -> None:
+    """What every cluster has from its first moment."""
+    for name in SYSTEM_NAMESPACES:
+        try:
+            await client.create(NAMESPACES, {"metadata": {"name": name}})
+        except ApiError as e:
+            if e.reason != "AlreadyExists":
+                raise
+    await bootstrap.reconcile(client)
+
+
+def _settle_memory() -> None:
+    """What is there by now stays: the collector need not look at it again, and looks less often at the rest."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+@asynccontextmanager
+async def _listening(config: MasterConfig, inside: Inside, auth: Auth) -> AsyncIterator[int]:
+    tls = await asyncio.to_thread(_server_tls, config, auth)
+    server = web.Server(
+        Server(inside),
+        request_factory=_request_factory,
+        handler_cancellation=True,
+        access_log=None,
+        max_line_size=MAX_REQUEST_LINE,
+        max_field_size=MAX_HEADERS,
+        keepalive_timeout=120,
+    )
+    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=DRAIN_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.address, config.port, ssl_context=tls, backlog=1024)
+        try:
+            await site.start()
+        except OSError as e:
+            raise Unavailable(f"cannot listen on {config.address} port {config.port}: {e.strerror}") from e
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _server_tls(config: MasterConfig, auth: Auth) -> ssl.SSLContext:
+    pair = parties.api_server(auth.ca, (config.address, *config.names))
+    return server_context(pair, auth.ca.certificate_file)
+
+
+def _request_factory(message, payload, protocol, writer, task):  # type: ignore[no-untyped-def]  # aiohttp's own names
+    """Requests whose bodies may be as large as upstream takes them."""
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=BODY_LIMIT)
