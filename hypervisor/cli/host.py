@@ -4,31 +4,101 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hypervisor.cli import output
 from hypervisor.cli.app import CONTEXT, Settings, pass_settings
 from hypervisor.cli.rest import Connection
-from hypervisor.errors import Timeout
+from hypervisor.errors import InvalidInput, Timeout
+
+if TYPE_CHECKING:
+    from hypervisor.controller.node.config import NodeConfig
 
 STOP_TIMEOUT = 120.0  # seconds, pods with their grace periods included
 
 
 @click.command("hostd")
+@click.option("--kubeconfig", metavar="FILE", help="Take part in the cluster of this API server, as a node of it.")
+@click.option("--node-name", metavar="NAME", help="The node's name. Default: the machine's.")
+@click.option(
+    "--node-address",
+    metavar="IP",
+    help="Where the API server reaches this node. Default: the address by which this machine reaches the API server.",
+)
+@click.option("--node-port", metavar="PORT", type=click.IntRange(1, 65535), default=10250, help="Default: 10250.")
+@click.option("--node-label", metavar="KEY=VALUE", multiple=True, help="A label of the node; may be given again.")
+@click.option("--node-cpus", metavar="N", type=click.IntRange(1), help="CPUs to offer. Default: all.")
+@click.option("--node-memory", metavar="SIZE", help="Memory to offer, as 4Gi. Default: all but what the host needs.")
+@click.option("--max-pods", metavar="N", type=click.IntRange(1), default=110, help="Pods to take. Default: 110.")
+@click.option("--client-ca", metavar="FILE", help="CA of callers of the node's server. Default: the kubeconfig's.")
 @pass_settings
-def hostd(settings: Settings) -> int:
+def hostd(settings: Settings, /, kubeconfig: str | None, **node: Any) -> int:
     """Run the host's daemon in the foreground.
 
     Commands that need it start it in the background by themselves. SIGTERM ends it and leaves its pods running; the
     next one finds them again. A second one on the same state folder is refused.
+
+    With --kubeconfig it is a node of a Kubernetes cluster, too; the other options say what kind of node.
     """
     from hypervisor.controller.hostd import main
 
-    code = main(settings.state)
+    code = main(settings.state, _node(kubeconfig, **node) if kubeconfig else None)
     return int(code or 0)
+
+
+def _node(
+    kubeconfig: str,
+    *,
+    node_name: str | None,
+    node_address: str | None,
+    node_port: int,
+    node_label: tuple[str, ...],
+    node_cpus: int | None,
+    node_memory: str | None,
+    max_pods: int,
+    client_ca: str | None,
+) -> NodeConfig:
+    from hypervisor.controller.node.config import NodeConfig
+    from hypervisor.kube.quantity import parse_bytes
+
+    path = Path(kubeconfig).absolute()
+    return NodeConfig(
+        name=node_name or socket.gethostname().lower(),
+        kubeconfig=path,
+        address=node_address or _address_towards(path),
+        port=node_port,
+        labels=tuple(_label(text) for text in node_label),
+        cpus=node_cpus,
+        memory_bytes=None if node_memory is None else parse_bytes(node_memory, where="--node-memory"),
+        max_pods=max_pods,
+        client_ca=Path(client_ca).absolute() if client_ca else None,
+    )
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--node-label")
+    return key, value
+
+
+def _address_towards(kubeconfig: Path) -> str:
+    """This machine's address on the way to the API server; nothing is sent."""
+    from urllib.parse import urlsplit
+
+    from hypervisor.kube.kubeconfig import load
+
+    server = urlsplit(load(kubeconfig).server)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((server.hostname or "", server.port or 443))
+        except OSError as e:
+            raise InvalidInput(f"no way to {server.hostname}: {e.strerror}", where="--node-address") from e
+        return str(probe.getsockname()[0])
 
 
 @click.group("host", context_settings=CONTEXT)

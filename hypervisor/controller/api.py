@@ -14,11 +14,11 @@ from aiohttp import web
 from hypervisor.controller.api_errors import errors, note_started, status_object
 from hypervisor.controller.api_images import add_image_routes
 from hypervisor.controller.api_pods import add_pod_routes
+from hypervisor.controller.api_sessions import in_session
 from hypervisor.controller.api_streams import flag
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.static_pods import StaticPods
 from hypervisor.controller.top import usage
-from hypervisor.errors import HvError
 from hypervisor.images.store import ImageStore
 from hypervisor.introspect.routes import add_routes as add_kubelet_routes
 from hypervisor.version import __version__
@@ -49,7 +49,7 @@ HOST = web.AppKey("host", Host)
 
 def make_app(host: Host) -> web.Application:
     """The application. Errors outermost, so that a refused token is a Status too."""
-    app = web.Application(middlewares=[errors, _authenticated, _in_session], client_max_size=0)
+    app = web.Application(middlewares=[errors, _authenticated, in_session(host.pods)], client_max_size=0)
     app[HOST] = host
     app.on_response_prepare.append(note_started)
     add_pod_routes(app, host.pods)
@@ -71,21 +71,6 @@ async def _authenticated(request: web.Request, handler: Handler) -> web.StreamRe
             body = status_object(401, "Unauthorized", "send the token of the host's state directory as a bearer token")
             return web.json_response(body, status=401, headers={"WWW-Authenticate": "Bearer"})
     return await handler(request)
-
-
-@web.middleware
-async def _in_session(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whoever reads from a pod's VM keeps it from going off for a while after the pod has ended."""
-    where = request.match_info
-    # A watch counts: hv run watches until it has joined the streams, and would else find the VM of a quick one gone.
-    if "pod" not in where or (request.path.startswith("/hv/") and "watch" not in request.query):
-        return await handler(request)
-    try:
-        pod = request.app[HOST].pods.get(where["namespace"], where["pod"])
-    except HvError:
-        return await handler(request)
-    with pod.session():
-        return await handler(request)
 
 
 async def _version(_request: web.Request) -> web.Response:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,10 @@ from aiohttp import web
 from hypervisor.controller import hostfiles, logs
 from hypervisor.controller.api import Host, make_app
 from hypervisor.controller.images import StoredImages
+from hypervisor.controller.node.config import NodeConfig
+from hypervisor.controller.node.node import check as check_node
+from hypervisor.controller.node.node import run_node
+from hypervisor.controller.node.register import Facts
 from hypervisor.controller.paths import HostPaths, state_directory
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.services import Services, Times
@@ -51,6 +56,7 @@ class HostConfig:
 
     :ivar port: 0 lets the kernel choose one
     :ivar starts: VMs that may be starting at the same time
+    :ivar node: how it takes part in a cluster; None: it stands alone
     """
 
     paths: HostPaths
@@ -59,14 +65,17 @@ class HostConfig:
     accelerator: AcceleratorWish = "auto"
     starts: int = field(default_factory=lambda: STARTS_PER_CPU * (os.cpu_count() or 1))
     times: Times = field(default_factory=Times)
+    node: NodeConfig | None = None
 
 
-def main(state_dir: str | os.PathLike[str] | None = None) -> int:
+def main(state_dir: str | os.PathLike[str] | None = None, node: NodeConfig | None = None) -> int:
     """Runs a daemon in the foreground until a signal or ``hv host stop`` ends it.
 
     :raises HvError: it cannot run here; nothing was changed that the next start would not mend
     """
-    config = HostConfig(state_directory(Path(state_dir) if state_dir else None))
+    config = HostConfig(state_directory(Path(state_dir) if state_dir else None), node=node)
+    if node is not None:
+        check_node(node)
     asyncio.run(serve(config))
     return 0
 
@@ -107,9 +116,27 @@ async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost) -
         stopping = _Stopping()
         token = await asyncio.to_thread(hostfiles.token, config.paths)
         host = Host(token, str(config.paths.root), pods, static, store, stopping.ask)
-        await _listen(config, make_app(host), static, stopping)
+        async with _in_cluster(config, machines, pods, store):
+            await _listen(config, make_app(host), static, stopping)
     finally:
         await pods.close()
+
+
+@asynccontextmanager
+async def _in_cluster(config: HostConfig, machines: VmHost, pods: Pods, store: ImageStore) -> AsyncIterator[None]:
+    """While it is open this host is a node, where it is to be one."""
+    if config.node is None:
+        yield
+        return
+    found = machines.capabilities
+    runtime = f"podvisor://{__version__}"
+    facts = Facts(found.choose_accelerator(config.accelerator), runtime, config.paths.root)
+    node = asyncio.create_task(run_node(config.node, facts, pods, store), name="node")
+    try:
+        yield
+    finally:
+        node.cancel()
+        await asyncio.gather(node, return_exceptions=True)
 
 
 class _Stopping:

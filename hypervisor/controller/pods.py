@@ -57,6 +57,10 @@ class Pods:
             raise NotFound(f"there is no pod {name} in namespace {namespace}; there are: {known}{elsewhere}")
         return pod
 
+    def peek(self, namespace: str, name: str) -> PodVm | None:
+        """The pod of that name, if there is one."""
+        return self._pods.get((namespace, name))
+
     def find(self, namespace: str, name: str) -> PodTarget:
         """The pod as introspection needs it (`PodLookup`)."""
         return target_of(self.get(namespace, name))
@@ -68,9 +72,10 @@ class Pods:
 
     # ---- coming ------------------------------------------------------------------------------------------------------
 
-    async def create(self, manifest: Any, *, source: str = "api") -> PodVm:
+    async def create(self, manifest: Any, *, source: str = "api", uid: str = "") -> PodVm:
         """Accepts a pod: on return it is on stable storage, and will run whatever happens to this process.
 
+        :param uid: that it has already; a new one where none is given
         :raises InvalidInput: something is wrong with the manifest
         :raises Conflict: there is a pod of that name
         :raises ResourceExhausted: the host cannot hold its VM
@@ -82,7 +87,7 @@ class Pods:
         size = vm_size(spec)
         if spec.key in self._pods or spec.key in self._coming:
             raise Conflict(f"there is a pod {spec.name} in namespace {spec.namespace} already; remove it first")
-        uid = store.new_uid(self._paths)
+        uid = uid or store.new_uid(self._paths)
         self._coming.add(spec.key)
         try:
             self._services.ledger.promise(uid, size)

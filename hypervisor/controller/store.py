@@ -19,13 +19,15 @@ from hypervisor.controller.record import PodRecord, from_json, to_json
 from hypervisor.errors import HvError, ResourceExhausted
 
 VERSION = 1
+CLUSTER = "cluster"
+"""The source of pods that the cluster's API server bound to this node."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPod:
     """What was asked for.
 
-    :ivar source: ``api``, or ``file:<name>`` for a static pod
+    :ivar source: ``api``, ``cluster`` for a pod of the cluster's API server, or ``file:<name>`` for a static pod
     :ivar digest: of a static pod's manifest: another one means another pod
     :ivar created: seconds since the epoch
     """

@@ -32,6 +32,32 @@ def merged(obj: Any, patch: Any) -> Any:
     return result
 
 
+MERGE_KEYS = {"conditions": "type", "podIPs": "ip", "hostIPs": "ip", "addresses": "type"}
+
+
+def strategic(obj: Any, patch: Any) -> Any:
+    """As much of a strategic merge as statuses need: lists that merge by a key."""
+    if not isinstance(patch, dict) or not isinstance(obj, dict):
+        return patch
+    result = merged(obj, {k: v for k, v in patch.items() if not isinstance(v, (dict, list))})
+    for key, value in patch.items():
+        if isinstance(value, dict):
+            result[key] = strategic(obj.get(key) or {}, value)
+        elif isinstance(value, list):
+            result[key] = by_key(obj.get(key) or [], value, MERGE_KEYS[key]) if key in MERGE_KEYS else value
+    return result
+
+
+def by_key(old: list[Any], new: list[Any], key: str) -> list[Any]:
+    items = {item[key]: item for item in old}
+    for item in new:
+        if item.get("$patch") == "delete":
+            items.pop(item[key], None)
+        else:
+            items[item[key]] = merged(items.get(item[key], {}), item)
+    return list(items.values())
+
+
 class FakeServer:
     """`objects` is the truth, by (collection, namespace, name)."""
 
@@ -57,7 +83,7 @@ class FakeServer:
         self.revision += 1
         obj = copy.deepcopy(obj)
         meta = obj["metadata"]
-        meta.setdefault("uid", old["metadata"]["uid"] if old else f"00000000-0000-4000-8000-{self.revision:012d}")
+        meta.setdefault("uid", old["metadata"]["uid"] if old else f"{self.revision:08d}-0000-4000-8000-000000000000")
         meta.setdefault("creationTimestamp", "2024-01-01T00:00:00Z")
         meta["resourceVersion"] = str(self.revision)
         self.objects[key] = obj
@@ -128,7 +154,12 @@ class FakeServer:
                     raise ApiError("Forbidden", "subresources are not to be read")
                 return web.json_response(old)
             case "PATCH":
-                return web.json_response(self.put(collection, merged(old, body)))
+                uid = (body.get("metadata") or {}).get("uid")
+                if uid and uid != old["metadata"]["uid"]:
+                    raise conflict("", collection.rsplit("/", 1)[-1], name, "another uid")
+                patched = strategic if "strategic" in request.content_type else merged
+                new = patched(old, body)
+                return web.json_response(old if new == old else self.put(collection, new))
             case "PUT":
                 version = body["metadata"].get("resourceVersion")
                 if version and version != old["metadata"]["resourceVersion"]:

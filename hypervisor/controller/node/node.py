@@ -1,0 +1,89 @@
+"""This host as a node: its parts, started together and ended together. Whatever happens to them, pods run on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from hypervisor.controller.node.callers import Callers
+from hypervisor.controller.node.certificate import ServingCertificate
+from hypervisor.controller.node.config import Beats, NodeConfig
+from hypervisor.controller.node.kubelet import kubelet_app, serve_kubelet
+from hypervisor.controller.node.podsync import PodSync
+from hypervisor.controller.node.register import Facts, NodeObject
+from hypervisor.controller.pods import Pods
+from hypervisor.errors import InvalidInput
+from hypervisor.images.store import ImageStore
+from hypervisor.kube import kubeconfig
+from hypervisor.kube.events import EventRecorder
+from hypervisor.kube.http import HttpApiClient
+from hypervisor.version import __version__
+
+AGENT = f"podvisor-hostd/{__version__}"
+AGAIN_S = 5.0
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+def check(config: NodeConfig) -> kubeconfig.KubeConfig:
+    """The kubeconfig of a node.
+
+    :raises InvalidInput: the name cannot be a node's, or the kubeconfig cannot be used
+    :raises NotFound: there is no kubeconfig
+    """
+    if not _NAME.fullmatch(config.name):
+        raise InvalidInput(
+            f"{config.name!r} is no node's name: lower case letters, digits, '-' and '.'", where="--node"
+        )
+    found = kubeconfig.load(config.kubeconfig)
+    found.tls()
+    return found
+
+
+async def run_node(
+    config: NodeConfig, facts: Facts, pods: Pods, images: ImageStore, *, beats: Beats | None = None
+) -> None:
+    """Takes part in the cluster, for ever. After a bug in it all of it is started anew."""
+    log = structlog.get_logger().bind(node=config.name)
+    while True:
+        try:
+            await _run(config, facts, pods, images, beats or Beats())
+        except Exception:
+            log.exception("the node's side failed; it is started again", after_s=AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
+
+
+async def _run(config: NodeConfig, facts: Facts, pods: Pods, images: ImageStore, beats: Beats) -> None:
+    access = await asyncio.to_thread(check, config)
+    ca = await asyncio.to_thread(_callers_ca, config, access)
+    async with HttpApiClient(access, agent=AGENT) as client:
+        events = EventRecorder(client, "kubelet", config.name)
+        node = NodeObject(client, config, facts, lambda: images_status(images), beats)
+        certificate = ServingCertificate(client, config.name, config.address, _certificate_file(facts.state_dir))
+        app = kubelet_app(pods, Callers(client, config.name))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(node.run(), name="node")
+            group.create_task(events.run(), name="events")
+            group.create_task(PodSync(client, pods, config, events, beats).run(), name="pod sync")
+            group.create_task(certificate.run(), name="serving certificate")
+            group.create_task(serve_kubelet(app, config, certificate, ca), name="kubelet's server")
+
+
+def _callers_ca(config: NodeConfig, access: kubeconfig.KubeConfig) -> bytes:
+    if config.client_ca is None:
+        return access.ca.read()
+    return kubeconfig.Source(path=config.client_ca).read()
+
+
+def _certificate_file(state_dir: Path) -> Path:
+    return state_dir / "node-serving.pem"
+
+
+def images_status(images: ImageStore) -> Sequence[Mapping[str, Any]]:
+    """The stored images, largest first, as a Node's status lists them."""
+    listed = [{"names": list(image.names), "sizeBytes": image.size_bytes} for image in images.list() if image.names]
+    return sorted(listed, key=lambda i: i["sizeBytes"], reverse=True)
