@@ -77,7 +77,8 @@ class HostPaths:
 
     @property
     def images(self) -> Path:
-        return self.root / "images"
+        """A link leads to the store that several hosts of one machine share."""
+        return _followed(self.root / "images")
 
     @property
     def pods(self) -> Path:
@@ -85,11 +86,16 @@ class HostPaths:
 
     @property
     def templates(self) -> Path:
-        return self.root / "templates"
+        """A link leads to the folder that several hosts of one machine share."""
+        return _followed(self.root / "templates")
 
     def pod(self, uid: str) -> PodPaths:
         """The folder of the pod with this uid."""
         return PodPaths(self.pods / uid.replace("-", "")[:8])
+
+
+def _followed(path: Path) -> Path:
+    return path.resolve() if path.is_symlink() else path
 
 
 def state_directory(given: str | os.PathLike[str] | None = None) -> HostPaths:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +39,18 @@ class Templates:
     capabilities: HostCapabilities
     identities: IdentityPool
     zygote: KeptZygote
+    alone: bool = True
+    """No other daemon uses the folder."""
     recording: dict[Path, Template] = field(default_factory=dict)
     """Templates whose working set a clone is recording: one at a time, for it starts slower than others."""
 
     async def sweep(self, guest_digest: str) -> None:
         """Ends what a daemon that was killed amid making a template has left, and removes the templates of other guest
-        images and other QEMUs. Before the first `clone_plan` only.
+        images and other QEMUs. Before the first `clone_plan` only. Where another daemon uses the folder, which may be
+        making one right now, nothing is done: the last one that is left will find it.
         """
+        if not self.alone:
+            return
         for path in await asyncio.to_thread(lambda: sorted(self.directory.glob("vm-*"))):
             log.info("half-made template swept", vm=path.name)
             try:
@@ -125,5 +132,21 @@ def open_templates(
 ) -> Iterator[Templates]:
     """The templates below `directory`; the page-frame database ends with the context, the VMs on it do not."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with HostFrames() as frames:
-        yield Templates(directory, TemplateStore(directory), frames, capabilities, identities, zygote)
+    with HostFrames() as frames, _user_of(directory) as alone:
+        yield Templates(directory, TemplateStore(directory), frames, capabilities, identities, zygote, alone)
+
+
+@contextlib.contextmanager
+def _user_of(directory: Path) -> Iterator[bool]:
+    """While it is open, other daemons see that this one uses the folder. Gives whether it was the only one."""
+    fd = os.open(directory / ".users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield alone
+    finally:
+        os.close(fd)
