@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from hypervisor.kube.client import Object
 from hypervisor.kube.errors import ApiError, bad_request
 from hypervisor.master.api.call import Call
 from hypervisor.master.schema.conform import conform
 from hypervisor.master.schema.decode import decode_json, decode_yaml
+from hypervisor.master.schema.protobuf import decode_protobuf
 from hypervisor.master.schema.types import Struct
 
 BODY_LIMIT = 3 << 20
 """Bytes, as upstream has it."""
 _YAML = frozenset(("application/yaml", "application/x-yaml", "text/yaml"))
+PROTOBUF = "application/vnd.kubernetes.protobuf"
 _MAX_TOLD = 20
 
 
@@ -46,7 +46,9 @@ def decode(body: bytes, content_type: str) -> tuple[Any, list[str]]:
         return decode_json(body)
     if media in _YAML:
         return decode_yaml(body)
-    raise unsupported(media, ("application/json", "application/yaml"))
+    if media == PROTOBUF:
+        return decode_protobuf(body), []
+    raise unsupported(media, ("application/json", "application/yaml", PROTOBUF))
 
 
 def decode_object(body: bytes, content_type: str) -> tuple[Object, list[str]]:
@@ -93,14 +95,3 @@ def _tell(call: Call, texts: list[str]) -> None:
     if call.validation == "Strict":
         raise bad_request("strict decoding error: " + ", ".join(texts[:_MAX_TOLD]))
     call.warnings.extend(text for text in texts[:_MAX_TOLD] if text not in call.warnings)
-
-
-def loads_lenient(body: bytes) -> Any:
-    """A JSON value for which no field validation is asked.
-
-    :raises ApiError: it is none
-    """
-    try:
-        return orjson.loads(body)
-    except ValueError as e:
-        raise bad_request(f"the body cannot be decoded as JSON: {e}") from e
