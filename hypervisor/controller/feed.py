@@ -70,7 +70,7 @@ class AgentFeed:
 
     def __init__(self, agent: AgentClient, *, patience_s: float) -> None:
         self._agent = agent
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._latest: dict[str, Instance] = {}
         self._topic = Topic()
         self._heard_at = asyncio.get_running_loop().time()
@@ -83,7 +83,7 @@ class AgentFeed:
         self._heard_at = asyncio.get_running_loop().time()
         while True:
             error = await self._follow()
-            if asyncio.get_running_loop().time() - self._heard_at > self._patience_s:
+            if asyncio.get_running_loop().time() - self._heard_at > self.patience_s:
                 raise VmFailed(f"the pod VM agent does not answer any more: {error}") from error
             await asyncio.sleep(RETRY_S)
 
@@ -92,12 +92,12 @@ class AgentFeed:
         try:
             stream = cast("AsyncGenerator[dict[str, Any], None]", self._agent.events())
             async with aclosing(stream) as events:
-                async with asyncio.timeout(self._patience_s):
+                async with asyncio.timeout(self.patience_s):
                     self._apply(await anext(events))
                 async for event in events:
                     self._apply(event)
         except TimeoutError:
-            return Timeout(f"no answer for {self._patience_s:g} s")
+            return Timeout(f"no answer for {self.patience_s:g} s")
         except StopAsyncIteration:
             pass
         except HvError as e:

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypervisor.controller.backoff import BackoffPolicy
-from hypervisor.controller.feed import AgentFeed, Instance
+from hypervisor.controller.feed import RETRY_S, AgentFeed, Instance
 from hypervisor.controller.journal import Journal
 from hypervisor.controller.podstatus import NS
 from hypervisor.controller.record import ContainerRecord, Running, Terminated, Waiting
 from hypervisor.controller.spec import RestartPolicy
-from hypervisor.errors import HvError, Unavailable, VmFailed
+from hypervisor.errors import Conflict, HvError, Timeout, Unavailable, VmFailed
 from hypervisor.introspect.agent import AgentClient
 
 START_ERROR_EXIT_CODE = 128
@@ -100,8 +100,33 @@ class ContainerKeeper:
         return self._end(terminated(await self._vm.feed.wait_exit(self.name, started_ns)))
 
     async def _start(self) -> int:
-        result = await self._vm.agent.start(self._arguments)
-        return int(result.get("started_ns") or 0)
+        """Starts it; when that was.
+
+        A connection that breaks (the VM's device process may be replaced at any time) leaves open whether it was
+        started: the agent is asked as soon as it can be reached again.
+        """
+        loop = asyncio.get_running_loop()
+        broke_at: float | None = None
+        while True:
+            try:
+                if broke_at is not None and (started_ns := await self._started_already()) is not None:
+                    return started_ns
+                result = await self._vm.agent.start(self._arguments)
+                return int(result.get("started_ns") or 0)
+            except Timeout:
+                raise
+            except Unavailable:
+                broke_at = broke_at or loop.time()
+                if loop.time() - broke_at > self._vm.feed.patience_s:
+                    raise
+            except Conflict:  # of a start that goes on in the guest
+                if broke_at is None or loop.time() - broke_at > self._vm.feed.patience_s:
+                    raise
+            await asyncio.sleep(RETRY_S)
+
+    async def _started_already(self) -> int | None:
+        listed = [i for i in map(Instance.parse, await self._vm.agent.list()) if i.name == self.name]
+        return next((i.started_ns for i in listed if not self._recorded(i)), None)
 
     async def _start_error(self, error: HvError) -> Terminated:
         """The agent lists the attempt as exited, with a shell's exit code for a program that is not there."""

@@ -114,7 +114,7 @@ class AgentStream:
         except wire.WireError as e:
             raise ProtocolError(f"pod VM agent: {e}") from e
         except (asyncio.IncompleteReadError, OSError) as e:
-            raise Unavailable("the pod VM agent closed the connection (did the VM stop?)") from e
+            raise Unavailable("the pod VM agent closed the connection (VM stopped, or device process replaced)") from e
 
     async def request(self, call: str, args: dict[str, Any]) -> dict[str, Any]:
         """Sends a request and gives its result.
