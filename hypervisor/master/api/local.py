@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from hypervisor.kube.client import Object, ObjectList, PatchType, Propagation, WatchEvent
@@ -122,6 +123,7 @@ class LocalClient:
     ) -> Object:
         """PATCH."""
         call = self._call(resource, namespace, name, subresource)
+        call = replace(call, manager=field_manager) if field_manager else call
         parsed = Patch(how, patch, force)
         if subresource == "scale":
             return await scale.patch(self._inside.objects, call, parsed)

@@ -137,7 +137,7 @@ class Objects:
         await self._admit("UPDATE", call, new, old)
         _refuse(kind, new, strategy.check_update(kind, new, old, call.subresource))
         if how != "apply":
-            self.managed.updated(call, new, old, patch=how is not None)
+            self.managed.updated(call, new, old)
         return stored(kind, new)
 
     async def delete(self, call: Call, options: DeleteOptions) -> Deleted:

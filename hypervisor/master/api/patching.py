@@ -9,6 +9,7 @@ from hypervisor.kube.client import Object, PatchType
 from hypervisor.kube.errors import ApiError, bad_request
 from hypervisor.master.api.call import Call
 from hypervisor.master.api.fit import decode, media_type, note_doubles, unsupported
+from hypervisor.master.api.managed import applied
 from hypervisor.master.patch.json_patch import json_patch
 from hypervisor.master.patch.merge_patch import merge_patch
 from hypervisor.master.patch.strategic import strategic_merge
@@ -74,8 +75,6 @@ def patched(call: Call, patch: Patch, old: Object | None, kind: Struct) -> Objec
     :raises ApiError: the patch does not fit
     """
     if patch.how == "apply":
-        from hypervisor.master.api.managed import applied
-
         return applied(call, patch.body, old, kind, force=patch.force)
     if old is None:
         raise AssertionError("only an apply makes objects")
