@@ -300,9 +300,9 @@ async def _restore(vm: RunningVm, state: Path) -> None:
         os.close(fd)
     await vm.execute("migrate-incoming", {"uri": "fd:state"})
     await until_migrated(vm, QMP_TIMEOUT_S)
-    await vm.execute("cont")
     if vm.plan.vmx.guest_cid is not None:
-        await vm.plug_vsock()
+        await vm.plug_vsock()  # before: it is the first thing that the guest looks for (hypervisor/agent/template.py)
+    await vm.execute("cont")
 
 
 async def until_migrated(vm: RunningVm, timeout_s: float) -> None:
