@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 from hypervisor.version import __version__
 
-from . import attach, setup, stats, template, wire
+from . import attach, publish, setup, stats, template, wire
 from .engine import Engine
 from .errors import conflict, invalid
 from .events import Subscriber
@@ -50,6 +51,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
     calls.unary = {
         "hello": partial(_hello, agent),
         "setup": partial(_setup, agent),
+        "volume.write": partial(_volume_write, agent),
         "container.start": partial(_start, agent),
         "container.signal": partial(_signal, agent),
         "container.stop": partial(_stop, agent),
@@ -69,6 +71,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
         "logs.archive": partial(_logs_archive, agent),
         "archive.get": partial(_archive_get, agent),
         "archive.put": partial(_archive_put, agent),
+        "dial": partial(_dial, agent),
     }
     return calls
 
@@ -114,6 +117,15 @@ async def _shutdown(agent: Agent, on_shutdown: Any, args: dict[str, Any]) -> dic
     agent.stopping = True
     await agent.engine.stop_all(grace_s)
     on_shutdown()
+    return {}
+
+
+async def _volume_write(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
+    fields = Fields(args, "volume.write")
+    root = agent.ready().volumes.path(parse_name(fields))
+    files = publish.parse_files(fields)
+    fields.done()
+    await asyncio.to_thread(publish.publish, root, files)
     return {}
 
 
@@ -227,3 +239,10 @@ async def _archive_put(agent: Agent, args: dict[str, Any], connection: Connectio
     from . import archive
 
     await archive.run_put(args, connection, agent.ready())
+
+
+async def _dial(agent: Agent, args: dict[str, Any], connection: Connection) -> None:
+    from . import dial
+
+    agent.ready()
+    await dial.run_dial(args, connection)

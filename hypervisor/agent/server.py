@@ -191,7 +191,7 @@ class Connection:
     def _send(self, *pieces: bytes) -> Awaitable[None] | None:
         if self.lost:
             return None
-        for piece in pieces:
+        for piece in filter(None, pieces):  # an empty one would never leave the queue
             self._unsent.append(piece)
             self._unsent_bytes += len(piece)
         if not self._flush_planned:

@@ -72,13 +72,14 @@ def parse_event(message: bytes, *, half_close: bool) -> ClientEvent | None:
     if channel == STDIN:
         return Stdin(payload) if payload else None
     if channel == RESIZE:
-        return _parse_resize(payload)
+        return parse_resize(payload)
     if channel == CLOSE and half_close and payload == bytes([STDIN]):
         return StdinEnd()
     return None
 
 
-def _parse_resize(payload: bytes) -> Resize | None:
+def parse_resize(payload: bytes) -> Resize | None:
+    """A terminal's size in JSON; None for one that makes no sense."""
     try:
         size = json.loads(payload)
         columns, rows = int(size["Width"]), int(size["Height"])

@@ -161,7 +161,16 @@ class SpdyConnection:
         self._arrived: asyncio.Queue[SpdyStream | None] = asyncio.Queue()
         self._newest = 0
         self._next = 2 if server else 1
-        self.over = False
+        self._over = asyncio.Event()
+
+    @property
+    def over(self) -> bool:
+        """It has ended."""
+        return self._over.is_set()
+
+    async def wait_over(self) -> None:
+        """Waits until it has ended."""
+        await self._over.wait()
 
     async def run(self) -> None:
         """Reads until the peer ends, says GOAWAY, or breaks the protocol; then every stream has ended.
@@ -176,7 +185,7 @@ class SpdyConnection:
         except OSError:
             return  # the peer has gone
         finally:
-            self.over = True
+            self._over.set()
             for stream in self._streams.values():
                 stream.end(reset=True)
             self._streams.clear()

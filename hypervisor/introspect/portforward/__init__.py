@@ -1,0 +1,1 @@
+"""Port-forward into pods: over SPDY, over SPDY tunnelled in a WebSocket, and over a plain WebSocket."""

@@ -1,0 +1,134 @@
+"""Exec and attach over SPDY: one stream for each channel, named by its ``streamType`` header.
+
+Source: the kubelet's remote command server. Versions differ in how the end is told: ``v4.channel.k8s.io`` writes a
+Status as JSON to the error stream, older ones the bare message of a failure. The client opens all streams first; only
+when the last has come does the session begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Collection
+
+from hypervisor.errors import ProtocolError
+from hypervisor.introspect.agent import Ending
+from hypervisor.introspect.session import ClientEvent, Stdin, StdinEnd
+from hypervisor.introspect.spdy.connection import SpdyConnection, SpdyStream
+from hypervisor.introspect.status import status_of_ending
+from hypervisor.introspect.websocket import parse_resize
+
+V4 = "v4.channel.k8s.io"
+PROTOCOLS = (V4, "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
+STREAMS_S = 30.0
+"""Seconds that a client has to open its streams."""
+
+
+def expected(*, stdin: bool, stdout: bool, stderr: bool, tty: bool, protocol: str) -> frozenset[str]:
+    """The streams that a client with these flags opens."""
+    wanted = {"error": True, "stdin": stdin, "stdout": stdout, "stderr": stderr and not tty}
+    wanted["resize"] = tty and protocol in (V4, "v3.channel.k8s.io")
+    return frozenset(name for name, yes in wanted.items() if yes)
+
+
+async def gather(connection: SpdyConnection, names: Collection[str]) -> dict[str, SpdyStream]:
+    """The streams of a session, by type.
+
+    :raises ProtocolError: others came, or not all of them in time
+    """
+    found: dict[str, SpdyStream] = {}
+    try:
+        async with asyncio.timeout(STREAMS_S):
+            while set(names) - set(found):
+                stream = await connection.accept()
+                if stream is None:
+                    raise ProtocolError("SPDY: the client went away before it had opened its streams")
+                found[_named(stream, names, found)] = stream
+    except TimeoutError:
+        missing = ", ".join(sorted(set(names) - set(found)))
+        raise ProtocolError(f"SPDY: the client did not open its streams within {STREAMS_S:g} s: {missing}") from None
+    return found
+
+
+def _named(stream: SpdyStream, names: Collection[str], found: Collection[str]) -> str:
+    name = stream.headers.get("streamtype", "").lower()
+    if name not in names or name in found:
+        raise ProtocolError(f"SPDY: a stream of type {name[:40]!r}; expected: {', '.join(sorted(names))}, once each")
+    return name
+
+
+class SpdyChannels:
+    """`ClientChannels` over the streams of a connection."""
+
+    def __init__(self, connection: SpdyConnection, streams: dict[str, SpdyStream], protocol: str) -> None:
+        self._connection = connection
+        self._streams = streams
+        self._protocol = protocol
+
+    async def events(self) -> AsyncIterator[ClientEvent]:
+        """What comes on stdin and resize, until the client has gone."""
+        events: asyncio.Queue[ClientEvent | None] = asyncio.Queue(1)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._wait_gone(events))]
+            if "stdin" in self._streams:
+                tasks.append(group.create_task(self._stdin(events)))
+            if "resize" in self._streams:
+                tasks.append(group.create_task(self._resize(events)))
+            try:
+                while (event := await events.get()) is not None:
+                    yield event
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _wait_gone(self, events: asyncio.Queue[ClientEvent | None]) -> None:
+        await self._connection.wait_over()
+        await events.put(None)
+
+    async def _stdin(self, events: asyncio.Queue[ClientEvent | None]) -> None:
+        stream = self._streams["stdin"]
+        while data := await stream.read():
+            await events.put(Stdin(data))
+        if not stream.reset:
+            await events.put(StdinEnd())
+
+    async def _resize(self, events: asyncio.Queue[ClientEvent | None]) -> None:
+        buffer = b""
+        decoder = json.JSONDecoder()
+        while data := await self._streams["resize"].read():
+            # Sizes follow each other without any mark between them.
+            buffer = (buffer + data)[-4096:].lstrip()
+            while buffer:
+                try:
+                    _, end = decoder.raw_decode(buffer.decode("utf-8", "replace"))
+                except (ValueError, RecursionError):
+                    break
+                event = parse_resize(buffer[:end])
+                buffer = buffer[end:].lstrip()
+                if event is not None:
+                    await events.put(event)
+
+    async def send_stdout(self, data: bytes) -> None:
+        await self._send("stdout", data)
+
+    async def send_stderr(self, data: bytes) -> None:
+        await self._send("stderr", data)
+
+    async def _send(self, name: str, data: bytes) -> None:
+        stream = self._streams.get(name)
+        if stream is not None:
+            await stream.write(data)
+
+    async def send_ending(self, ending: Ending) -> None:
+        """The output streams end, then the status is written, then the error stream ends."""
+        if ending.error is not None and ending.exit_code in (126, 127):
+            await self._send("stderr", f"{ending.error}\n".encode())
+        for name in ("stdout", "stderr"):
+            if name in self._streams:
+                await self._streams[name].close()
+        status = status_of_ending(ending)
+        if self._protocol == V4:
+            await self._streams["error"].write(json.dumps(status).encode())
+        elif status.get("status") != "Success":
+            await self._streams["error"].write(str(status.get("message", "")).encode())
+        await self._streams["error"].close()
