@@ -9,34 +9,41 @@ import orjson
 
 from hypervisor.kube.client import Object, WatchType
 from hypervisor.kube.errors import bad_request
-from hypervisor.kube.selectors import FieldSelector, LabelSelector, field_text
+from hypervisor.kube.selectors import FieldSelector, LabelSelector
 from hypervisor.master.kinds.kind import Kind
 
 NOTHING: Mapping[str, str] = {}
 
 
 class Entry:
-    """One object at one revision. Immutable but for the decoded form, which comes and goes.
+    """One object at one revision. Immutable but for the decoded form, which is made when somebody asks for it and kept
+    until the object is replaced: bytes cost a fifth of it, and nothing in the collection of garbage.
 
     :ivar key: ``namespace/name``, the end of its key in the store; the namespace is empty for kinds without one
     :ivar body: its JSON, with apiVersion, kind and resourceVersion
     """
 
-    __slots__ = ("_decoded", "body", "fields", "key", "kind", "labels", "revision")
+    __slots__ = ("_decoded", "_replaced", "body", "fields", "key", "kind", "labels", "revision")
 
     def __init__(self, kind: Kind, key: str, revision: int, value: bytes) -> None:
         self.kind = kind
         self.key = key
         self.revision = revision
         self.body, decoded = _stamp(kind, value, revision)
-        self._decoded: Object | None = decoded
+        self._decoded: Object | None = None
+        self._replaced = False
         self.labels: Mapping[str, str] = decoded["metadata"].get("labels") or NOTHING
         self.fields = _fields(kind, decoded)
 
     @property
     def obj(self) -> Object:
         """Decoded; shared by everyone who asks, so not to be changed."""
-        return self._decoded if self._decoded is not None else self.copy()
+        if self._decoded is not None:
+            return self._decoded
+        decoded = self.copy()
+        if not self._replaced:
+            self._decoded = decoded
+        return decoded
 
     def copy(self) -> Object:
         """Decoded anew, to be changed freely."""
@@ -46,6 +53,7 @@ class Entry:
     def forget(self) -> None:
         """Drops the decoded form: the object has been replaced, and only late watchers want it, who decode anew."""
         self._decoded = None
+        self._replaced = True
 
     def at(self, revision: int) -> Entry:
         """The same object, stamped with another revision."""
@@ -143,4 +151,16 @@ def _stamp(kind: Kind, value: bytes, revision: int) -> tuple[bytes, Object]:
 def _fields(kind: Kind, obj: Object) -> Mapping[str, str]:
     metadata = obj["metadata"]
     fields = {"metadata.name": metadata.get("name", ""), "metadata.namespace": metadata.get("namespace", "")}
-    return fields | {path: field_text(obj, path) for path in kind.selectable if path not in fields}
+    for path in kind.selectable:
+        if path not in fields:
+            fields[path] = _text(obj, path)
+    return fields
+
+
+def _text(obj: Any, path: str) -> str:
+    """As `hypervisor.kube.selectors.field_text`, ten times as fast: it is called for every write."""
+    for step in path.split("."):
+        obj = obj.get(step) if type(obj) is dict else None
+    if type(obj) is bool:
+        return "true" if obj else "false"
+    return "" if obj is None else str(obj)

@@ -22,6 +22,8 @@ from hypervisor.master.store.base import Change, Compacted, Item, Store
 ROOT = "/registry/"
 PAGE = 1000
 RETRY_S = 1.0
+HISTORY = 2000
+"""So many revisions are read again at the start, so that a watcher of the master before can go on where it was."""
 FRESH_WITHIN_S = 3.0
 Name = tuple[str, str]
 """Group and plural."""
@@ -52,8 +54,11 @@ class Feed:
 
     async def start(self) -> None:
         """Fills the caches, then keeps them so until `close`."""
-        await self._prime()
+        newest = await self._store.revision()
+        await self._prime(max(newest - HISTORY, 1))
         self._task = asyncio.create_task(self._run())
+        while self.revision < newest:
+            await self.reach(min(newest, self.revision + 1))
 
     async def close(self) -> None:
         """Ends the task."""
@@ -95,6 +100,10 @@ class Feed:
             except Unavailable as error:
                 _log.warning("the store does not answer", error=str(error))
                 await asyncio.sleep(RETRY_S)
+            except Exception:
+                _log.exception("following the store failed")
+                await asyncio.sleep(RETRY_S)
+                await self._again()
 
     async def _follow(self) -> None:
         async with self._store.watch(ROOT, after=self.revision) as batches:
@@ -109,8 +118,24 @@ class Feed:
             _log.warning("the store cannot be read", error=str(error))
             await asyncio.sleep(RETRY_S)
 
-    async def _prime(self) -> None:
-        page = await self._store.range(ROOT, limit=PAGE)
+    async def _prime(self, revision: int = 0) -> None:
+        """Reads everything as of `revision`, or as near to it as the store still has; 0 or less: now."""
+        while True:
+            try:
+                caches, at = await self._load(max(revision, 0))
+                break
+            except Compacted as compacted:
+                revision = compacted.oldest if revision < compacted.oldest else 0
+        old, self._caches = self._caches, caches
+        self.generation += 1
+        self._advance(at)
+        for cache in old.values():
+            for listener in tuple(cache.listeners):
+                listener.end()
+
+    async def _load(self, revision: int) -> tuple[dict[Name, KindCache], int]:
+        """All objects at one revision; :raises Compacted: the store has lost it, perhaps meanwhile."""
+        page = await self._store.range(ROOT, limit=PAGE, revision=revision)
         caches = {name: KindCache(kind, page.revision) for name, kind in self._kinds.items()}
         while True:
             for item in page.items:
@@ -119,14 +144,8 @@ class Feed:
                     with _unreadable_is_logged(item):
                         caches[name].load(key, item)
             if not page.more:
-                break
+                return caches, page.revision
             page = await self._store.range(ROOT, limit=PAGE, after=page.items[-1].key, revision=page.revision)
-        old, self._caches = self._caches, caches
-        self.generation += 1
-        self._advance(page.revision)
-        for cache in old.values():
-            for listener in tuple(cache.listeners):
-                listener.end()
 
     def _apply(self, batch: Sequence[Change]) -> None:
         for change in batch:

@@ -51,7 +51,11 @@ class Registry:
         :param bookmark_s: seconds between the bookmarks of a watch that asked for them
         """
         registry = cls(store, kinds, bookmark_s=bookmark_s)
-        await registry._feed.start()
+        try:
+            await registry._feed.start()
+        except BaseException:
+            await registry.close()
+            raise
         return registry
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import structlog
 from registry_objects import KINDS, POD, pod
 
 from hypervisor.master.registry.registry import Registry
@@ -51,6 +52,7 @@ async def write(database: Path, turn: str) -> None:
 
 
 def main(database: Path) -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is for what is said
     for turn in sys.stdin:
         pid = os.fork()
         if not pid:

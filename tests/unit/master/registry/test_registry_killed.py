@@ -68,8 +68,8 @@ async def kill_one(process: asyncio.subprocess.Process, turn: int, said: Said, a
     process.stdin.write(b"%d\n" % turn)
     async with asyncio.timeout(60):
         ready, pid = (await process.stdout.readline()).split()
-        assert ready == b"ready"
         asyncio.get_running_loop().call_later(after, os.kill, int(pid), signal.SIGKILL)
+        assert ready == b"ready"
         while (line := await process.stdout.readline()) != b"dead\n":
             said.hear(line.decode())
 

@@ -187,3 +187,35 @@ async def test_nothing_is_left_of_a_closed_watch(registry: Registry) -> None:
     async with registry.watch(POD, bookmarks=True):
         assert len(registry._feed.cache(POD).listeners) == 1
     assert not registry._feed.cache(POD).listeners
+
+
+async def test_watchers_go_on_after_a_restart(store: SqliteStore) -> None:
+    registry = await Registry.open(store, KINDS)
+    first = await registry.create(POD, pod("a"), "ns")
+    await registry.update(POD, "ns", "a", labelled(x="y"))
+    await registry.delete(POD, "ns", "a")
+    await registry.close()
+    registry = await Registry.open(store, KINDS)
+    assert registry.peek_all(POD) == []
+    async with registry.watch(POD, resource_version=first["metadata"]["resourceVersion"]) as watch:
+        assert told(await take(watch, 2)) == [("MODIFIED", "a"), ("DELETED", "a")]
+    await registry.close()
+
+
+async def test_missed_changes_make_the_caches_anew(store: SqliteStore, registry: Registry) -> None:
+    await registry.create(POD, pod("old"), "ns")
+    feed = registry._feed
+    assert feed._task is not None
+    async with registry.watch(POD, send_initial_events=False) as watch:
+        feed._task.cancel()
+        await asyncio.gather(feed._task, return_exceptions=True)
+        await store.create("/registry/core/pods/ns/new", b'{"metadata":{"name":"new"}}')
+        await store.compact(await store.revision())
+        store._window.floor = await store.revision()
+        feed._task = asyncio.create_task(feed._run())
+        assert (await registry.get(POD, "ns", "new"))["kind"] == "Pod"
+        with pytest.raises(ApiError) as error:
+            await watch.batch()
+    assert error.value.code == 410
+    await registry.create(POD, pod("newer"), "ns")
+    assert {e.key for e in registry.peek_all(POD)} >= {"ns/old", "ns/new"}
