@@ -46,6 +46,7 @@ struct pv_fault {
     pthread_mutex_t table; /* held for a look or a change, never across a system call that may wait */
     int wake; /* eventfd: stop, or a new range */
     _Atomic(int) stopping;
+    _Atomic(uint32_t) around; /* fault-around window in pages */
     _Atomic(uint8_t) *state; /* [pages] */
     uint32_t *record;
     _Atomic(uint64_t) recorded;
@@ -108,17 +109,30 @@ static int knows_uffd(const struct pv_fault *server, int uffd)
     return 0;
 }
 
+static int is_window(uint32_t pages)
+{
+    return pages && !(pages & (pages - 1)) && pages <= 512;
+}
+
+int pv_fault_set_around(struct pv_fault *server, uint32_t around_pages, int *err)
+{
+    if (!is_window(around_pages))
+        return fail(err, EINVAL);
+    atomic_store_explicit(&server->around, around_pages, memory_order_relaxed);
+    return 0;
+}
+
 int pv_fault_create(const struct pv_fault_config *config, struct pv_fault **out, int *err)
 {
     struct pv_fault *server;
-    uint32_t around = config->around_pages;
 
-    if (!config->ram_bytes || config->ram_bytes % PV_PAGE_SIZE || !around || around & (around - 1) || around > 512)
+    if (!config->ram_bytes || config->ram_bytes % PV_PAGE_SIZE || !is_window(config->around_pages))
         return fail(err, EINVAL);
     server = calloc(1, sizeof *server);
     if (!server)
         return fail(err, ENOMEM);
     server->config = *config;
+    atomic_init(&server->around, config->around_pages);
     server->pages = config->ram_bytes >> PV_PAGE_SHIFT;
     server->wake = server->own_uffd = -1;
     pthread_mutex_init(&server->table, NULL);
@@ -327,7 +341,7 @@ static int continues(struct pv_fault *server, const struct pv_translation *base,
 /* Widens a run of one page to its window, as far as neighbours continue it. */
 static void widen(struct pv_fault *server, const struct pv_translation *base, struct run *run)
 {
-    uint64_t window = server->config.around_pages, page = run->page;
+    uint64_t window = atomic_load_explicit(&server->around, memory_order_relaxed), page = run->page;
     uint64_t low = page & ~(window - 1), high = low + window;
     uint64_t first = page, last = page;
     const struct pv_vad *vad = base->vad;

@@ -83,6 +83,9 @@ void pv_fault_forget_own(struct pv_fault *server, const void *start);
 /* Both, as a hook for whoever maps RAM: `server` as the context, `mapped` 1 or 0. 0, or a positive errno. */
 int pv_fault_map_hook(void *server, int mapped, void *start, uint64_t length, uint64_t offset);
 
+/* Another fault-around window from the next fault on; any thread. 0, or -1 with *err = EINVAL: no power of two up to 512. */
+int pv_fault_set_around(struct pv_fault *server, uint32_t around_pages, int *err);
+
 /* Serves until pv_fault_stop (0) or until something cannot be served (-1, *err = EIO and a reason). In a thread of its own. */
 int pv_fault_run(struct pv_fault *server, int *err);
 

@@ -100,15 +100,19 @@ class Templates:
     async def keep_working_set(self, vm: RunningVm) -> None:
         """What a recording clone has touched becomes its template's working set. Never raises: the next one may do."""
         clone = vm.plan.clone
-        template = None if clone is None or not clone.recording else self.recording.get(clone.template)
-        if template is None:
+        if clone is None or not clone.recording:
             return
         try:
             pages = await vm.working_set()
+            template = self.recording.get(clone.template)
+            if template is None:
+                return  # another daemon's; but its vmx knows now that nothing is recorded any more
             await asyncio.to_thread(template.keep_working_set, pages)
             log.info("working set recorded", template=template.path.name, touched=len(pages))
         except (HvError, OSError) as e:
-            log.warning("working set not recorded", template=template.path.name, reason=str(e))
+            log.warning("working set not recorded", template=clone.template.name, reason=str(e))
+        finally:
+            self.recorded(clone)
 
     def recorded(self, clone: ClonePlan | None) -> None:
         """A clone records no more, or has never run; harmless when it had not recorded."""

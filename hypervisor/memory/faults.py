@@ -98,6 +98,12 @@ class FaultServer:
         if lib.pv_fault_register_own(self._alive(), view, len(view), offset, err) < 0:
             raise raise_for("registering this process's mapping of guest RAM", err)
 
+    def set_around(self, pages: int) -> None:
+        """Another fault-around window from the next fault on. :raises InvalidInput: no power of two up to 512"""
+        err = new_error()
+        if lib.pv_fault_set_around(self._alive(), pages, err) < 0:
+            raise raise_for(f"a fault-around window of {pages} pages", err)
+
     def map_hook(self) -> tuple[int, int]:
         """``(function, context)`` as addresses, for C code that maps RAM: see pv_fault_map_hook in csrc/memory/fault.h.
 

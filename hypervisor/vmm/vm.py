@@ -318,6 +318,8 @@ class RunningVm:
                 heir = await appoint(self.plan, self._qemu.process, self._succession)
             except HvError as e:
                 self._not_replaced = f"it could not be replaced: {e}"
+                if not self._qemu.alive:
+                    return False
                 await asyncio.sleep(_ATTEMPT_S * attempt)
             else:
                 self._vmx.close()

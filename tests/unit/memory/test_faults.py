@@ -63,6 +63,12 @@ def test_ram_is_filled_as_it_is_touched(space: tuple[PageFrameDatabase, AddressS
             stats = server.stats()
             assert (stats.faults, stats.pages_copied, stats.prefetched) == (2, 5, 3)
             assert sum(stats.latency) == 2
+            server.set_around(16)
+            toucher = threading.Thread(target=lambda: seen.append(memory[100 * PAGE]))
+            toucher.start()
+            toucher.join()
+            assert seen[-1] == 100
+            assert server.stats().pages_copied == 5 + 16
     os.close(ram)
 
 
@@ -71,6 +77,10 @@ def test_bad_sizes(space: tuple[PageFrameDatabase, AddressSpace]) -> None:
         FaultServer(*space, ram_bytes=100)
     with pytest.raises(InvalidInput):
         FaultServer(*space, ram_bytes=PAGE, around_pages=3)
+    with FaultServer(*space, ram_bytes=PAGE) as server:
+        for pages in (0, 3, 1024):
+            with pytest.raises(InvalidInput):
+                server.set_around(pages)
 
 
 def test_a_source_that_cannot_be_mapped(space: tuple[PageFrameDatabase, AddressSpace]) -> None:
