@@ -35,7 +35,8 @@ def prepare_update(kind: Kind, new: Object, old: Mapping[str, Any], subresource:
     """
     if subresource in ("status", "approval"):
         _only_status(kind, new, old)
-    elif subresource == "finalize":
+        return  # everything else is as it was stored, with its defaults
+    if subresource == "finalize":
         _take(new, old, "status")
     elif kind.has_status:
         _take(new, old, "status")
