@@ -31,6 +31,8 @@ class EtcdStore:
 
     def __init__(self, gateway: Gateway, keep: Keep) -> None:
         self._gateway = gateway
+        self._asking: asyncio.Task[int] | None = None
+        self._next: asyncio.Task[int] | None = None
         self._janitor = asyncio.create_task(forget_in_time(self, keep))
 
     @classmethod
@@ -51,9 +53,20 @@ class EtcdStore:
         return store
 
     async def revision(self) -> int:
-        """The newest, by a read that a majority of the cluster agrees to."""
-        answer = await self._gateway.call("kv/range", {"key": _b64(EVERYTHING), "count_only": True})
-        return _revision(answer)
+        """The newest, by a read that a majority of the cluster agrees to, begun after the call: it sees all that was
+        acknowledged before. All callers that come while one is under way share the next.
+        """
+        if self._gateway.closed:
+            raise Unavailable("the store is closed")
+        if self._next is None:
+            self._next = asyncio.create_task(self._ask_after(self._asking))
+        return await asyncio.shield(self._next)
+
+    async def _ask_after(self, before: asyncio.Task[int] | None) -> int:
+        if before is not None:
+            await asyncio.wait({before})
+        self._asking, self._next = self._next, None
+        return _revision(await self._gateway.call("kv/range", {"key": _b64(EVERYTHING), "count_only": True}))
 
     async def get(self, key: str) -> Item | None:
         """The key as it is now."""
@@ -117,8 +130,9 @@ class EtcdStore:
     async def close(self) -> None:
         """See `Store.close`. Idempotent."""
         self._janitor.cancel()
-        await asyncio.gather(self._janitor, return_exceptions=True)
-        await self._gateway.close()
+        await self._gateway.close()  # who asks is told Unavailable
+        tasks = [task for task in (self._janitor, self._asking, self._next) if task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _swap(self, key: str, expected: int, request: Mapping[str, Any]) -> tuple[int, Item | None, bool]:
         """Does `request` if the key's revision is `expected` (0: not there).

@@ -46,6 +46,11 @@ class Gateway:
         connector = aiohttp.TCPConnector(limit=0, ssl=tls if tls is not None else True)
         self._session = aiohttp.ClientSession(connector=connector, json_serialize=_dumps)
 
+    @property
+    def closed(self) -> bool:
+        """`close` was called."""
+        return self._session.closed
+
     async def close(self) -> None:
         """Ends all connections; streams end with `Unavailable`."""
         await self._session.close()

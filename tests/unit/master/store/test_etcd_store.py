@@ -146,3 +146,21 @@ async def test_history_is_compacted(etcd: EtcdServer) -> None:
                 await store.range("/r/", revision=first)
                 await asyncio.sleep(0.02)
     await store.close()
+
+
+async def test_callers_share_a_read_of_the_revision_and_see_what_came_before(etcd: EtcdServer) -> None:
+    store, other = await EtcdStore.connect([etcd.url]), await EtcdStore.connect([etcd.url])
+
+    async def ask(n: int) -> None:
+        made = await other.create(f"/r/{n}", b"")
+        assert await store.revision() >= made
+
+    await asyncio.gather(*(ask(n) for n in range(100)))
+    asking = [asyncio.create_task(store.revision()) for _ in range(3)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    assert await asking[1] == await asking[2] == await other.revision()
+    await store.close()
+    with pytest.raises(Unavailable):
+        await store.revision()
+    await other.close()
