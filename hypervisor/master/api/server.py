@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import structlog
 from aiohttp import web
@@ -27,7 +27,7 @@ from hypervisor.master.auth.user import ANONYMOUS, User
 
 Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
 
-_VERBS: Mapping[str, Handler] = {
+_VERBS: dict[str, Handler] = {
     "get": verbs.get,
     "list": verbs.list_,
     "watch": watching.watch,
