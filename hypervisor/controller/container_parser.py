@@ -158,7 +158,8 @@ def _mount(data: Object, volumes: Mapping[str, Volume], where: str) -> VolumeMou
     sub_path = data.get("subPath") or ""
     if sub_path.startswith("/") or ".." in sub_path.split("/"):
         raise InvalidInput(f"{sub_path!r} is not a relative path without '..'", where=f"{where}.subPath")
-    return VolumeMount(data["name"], _string(path, f"{where}.mountPath"), bool(data.get("readOnly")), sub_path)
+    read_only = bool(data.get("readOnly")) or volumes[data["name"]].source is not None
+    return VolumeMount(data["name"], _string(path, f"{where}.mountPath"), read_only, sub_path)
 
 
 _LIMITS = ("cpu", "memory", "ephemeral-storage")

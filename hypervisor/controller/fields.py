@@ -87,6 +87,10 @@ _POD = (
         "spec.volumes[].name",
         "spec.volumes[].emptyDir.medium",
         "spec.volumes[].emptyDir.sizeLimit",
+        "spec.volumes[].configMap",
+        "spec.volumes[].secret",
+        "spec.volumes[].downwardAPI",
+        "spec.volumes[].projected",
         "spec.securityContext.runAsUser",
         "spec.securityContext.runAsGroup",
         "spec.securityContext.runAsNonRoot",
@@ -106,7 +110,7 @@ _POD = (
         "spec.preemptionPolicy",
     ),
     *_ignored("every pod here is a VM of its own", "spec.runtimeClassName", "spec.hostUsers"),
-    *_ignored("no API server, so no account to use", "spec.serviceAccountName", "spec.serviceAccount"),
+    *_ignored("matters to a token volume only", "spec.serviceAccountName", "spec.serviceAccount"),
     *_ignored("there are no services to link", "spec.enableServiceLinks"),
     *_ignored("credentials come from `hv image login`", "spec.imagePullSecrets"),
     *_refused("no API server, so no token to mount", "spec.automountServiceAccountToken", harmless=_OFF),
@@ -120,14 +124,10 @@ _POD = (
     *_refused("set resources on the containers", "spec.resources", "spec.overhead", harmless=({},)),
     *_refused("add debug containers by `hv exec`", "spec.ephemeralContainers", harmless=([],)),
     *_refused(
-        "not supported yet; emptyDir is",
+        "not supported yet",
         *(
             f"spec.volumes[].{kind}"
             for kind in (
-                "configMap",
-                "secret",
-                "projected",
-                "downwardAPI",
                 "hostPath",
                 "persistentVolumeClaim",
                 "image",

@@ -31,8 +31,10 @@ from hypervisor.controller.images import StoredImages
 from hypervisor.controller.node.config import NodeConfig
 from hypervisor.controller.node.node import check as check_node
 from hypervisor.controller.node.node import run_node
+from hypervisor.controller.node.objects import ClusterObjects
 from hypervisor.controller.node.register import Facts
 from hypervisor.controller.paths import HostPaths, state_directory
+from hypervisor.controller.podobjects import HostObjects
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.services import Services, Times
 from hypervisor.controller.sizing import MemoryLedger
@@ -102,12 +104,14 @@ async def serve(config: HostConfig) -> None:
 
 
 async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost) -> None:
+    objects = ClusterObjects()
     services = Services(
         machines=machines,
         images=StoredImages(store),
         ledger=MemoryLedger(),
         starts=asyncio.Semaphore(config.starts),
         times=config.times,
+        objects=objects if config.node else HostObjects(),
     )
     pods = Pods(config.paths, services)
     try:
@@ -116,14 +120,16 @@ async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost) -
         stopping = _Stopping()
         token = await asyncio.to_thread(hostfiles.token, config.paths)
         host = Host(token, str(config.paths.root), pods, static, store, stopping.ask)
-        async with _in_cluster(config, machines, pods, store):
+        async with _in_cluster(config, machines, pods, store, objects):
             await _listen(config, make_app(host), static, stopping)
     finally:
         await pods.close()
 
 
 @asynccontextmanager
-async def _in_cluster(config: HostConfig, machines: VmHost, pods: Pods, store: ImageStore) -> AsyncIterator[None]:
+async def _in_cluster(
+    config: HostConfig, machines: VmHost, pods: Pods, store: ImageStore, objects: ClusterObjects
+) -> AsyncIterator[None]:
     """While it is open this host is a node, where it is to be one."""
     if config.node is None:
         yield
@@ -131,7 +137,7 @@ async def _in_cluster(config: HostConfig, machines: VmHost, pods: Pods, store: I
     found = machines.capabilities
     runtime = f"podvisor://{__version__}"
     facts = Facts(found.choose_accelerator(config.accelerator), runtime, config.paths.root)
-    node = asyncio.create_task(run_node(config.node, facts, pods, store), name="node")
+    node = asyncio.create_task(run_node(config.node, facts, pods, store, objects), name="node")
     try:
         yield
     finally:

@@ -32,6 +32,9 @@ _OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION, COLD_ANNOTATION)
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONTAINERS = 64
 MIN_VOLUME = 4096
+FILE_VOLUME_BYTES = 8 * 1024 * 1024
+"""Of a volume whose files are made of objects: each has 1 MiB at most, and old and new files lie side by side."""
+_FILE_VOLUMES = ("configMap", "secret", "downwardAPI", "projected")
 MAX_GRACE_S = 7 * 24 * 3600
 
 
@@ -130,6 +133,8 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
         network=_network(spec, annotations),
         disk_bytes=_disk_size(annotations),
         cold=_cold(annotations),
+        node_name=spec.get("nodeName") or "",
+        service_account=spec.get("serviceAccountName") or "",
     )
 
 
@@ -178,9 +183,13 @@ def _volumes(items: tuple[Object, ...]) -> dict[str, Volume]:
         name = names.dns_label(data["name"], where=f"{where}.name")
         if name in volumes:
             raise InvalidInput(f"{name!r} is used twice", where=f"{where}.name")
+        made_of = {kind: data[kind] for kind in _FILE_VOLUMES if data.get(kind) is not None}
+        if made_of:
+            volumes[name] = Volume(name, "memory", FILE_VOLUME_BYTES, _file_volume(made_of, where))
+            continue
         source = data.get("emptyDir")
         if source is None:
-            raise InvalidInput("give the volume a source; emptyDir: {} is supported", where=where)
+            raise InvalidInput("give the volume a source; emptyDir: {} is the simplest", where=where)
         medium = one_of(source.get("medium") or "", ("", "Memory"), where=f"{where}.emptyDir.medium")
         limit = source.get("sizeLimit")
         size = None if limit is None else parse_bytes(limit, where=f"{where}.emptyDir.sizeLimit")
@@ -188,6 +197,26 @@ def _volumes(items: tuple[Object, ...]) -> dict[str, Volume]:
             raise InvalidInput(f"{limit} is less than {MIN_VOLUME} bytes", where=f"{where}.emptyDir.sizeLimit")
         volumes[name] = Volume(name, "memory" if medium else "disk", size or None)
     return volumes
+
+
+def _file_volume(source: Object, where: str) -> Object:
+    """A source whose files are made of objects, checked as far as it can be without them."""
+    if len(source) != 1:
+        raise InvalidInput(f"give one source, not {' and '.join(source)}", where=where)
+    ((kind, value),) = source.items()
+    parts = value.get("sources") or () if kind == "projected" else ({kind: value},)
+    for part in parts:
+        for part_kind, part_value in part.items():
+            for item in part_value.get("items") or () if part_value else ():
+                _inside(item.get("path") or "", f"{where}.{kind}")
+            if part_kind == "serviceAccountToken":
+                _inside(part_value.get("path") or "", f"{where}.{kind}")
+    return source
+
+
+def _inside(path: str, where: str) -> None:
+    if not path or any(part in ("", ".", "..") for part in path.split("/")) or path.startswith(".."):
+        raise InvalidInput(f"{path!r} is not a relative path without '..'", where=where)
 
 
 def _pod_security(data: Object) -> Security:

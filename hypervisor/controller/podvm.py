@@ -49,6 +49,7 @@ from hypervisor.controller.sizing import vm_size
 from hypervisor.controller.spec import PodSpec
 from hypervisor.controller.store import StoredPod
 from hypervisor.controller.vm_session import Arguments, VmSession, rounded
+from hypervisor.controller.volumes import RETRY_S, Contents, ObjectVolumes
 from hypervisor.errors import HvError, InvalidInput, VmFailed
 from hypervisor.images.model import Image
 
@@ -56,6 +57,7 @@ LOST_EXIT_CODE = 137
 """What Kubernetes gives a container that went away with its sandbox."""
 LOG_BYTES = 48 * 1024 * 1024
 """More than the log files of one container can have: two instances of two files of 10 MiB, and tar around them."""
+MOUNT_FAILED = "FailedMount"
 _STRENGTH = {"run": 0, "stop": 1, "delete": 2}
 
 
@@ -71,6 +73,7 @@ class PodVm:
         self._sessions = 0
         self._services = services
         self._journal = Journal(paths, store.load_record(paths) or new_record(pod), pod.restart_policy)
+        self._volumes = ObjectVolumes(services.objects, pod, stored.uid)
         self._intent = asyncio.Event()
         self._leases = ExitStack()
         self._log = structlog.get_logger().bind(pod=f"{pod.namespace}/{pod.name}", uid=stored.uid)
@@ -191,7 +194,10 @@ class PodVm:
             arguments = self._arguments(images)
             if arguments is None:
                 return
-            session = await self._interruptible(self._start(images, arguments))
+            contents = await self._interruptible(self._volume_contents())
+            if contents is None:
+                return
+            session = await self._interruptible(self._start(images, arguments, contents))
             if session is None:
                 await self._drop_vm()
                 return
@@ -200,7 +206,7 @@ class PodVm:
             if arguments is None or self.machine is None:
                 return
             session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
-        await first(session.run(self._wait_stop), self._wait_killed())
+        await first(session.run(self._wait_stop), self._wait_killed(), self._volumes.keep(session.agent))
         self._end_ran()
 
     async def _interruptible(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -252,7 +258,22 @@ class PodVm:
                 return None
         return arguments
 
-    async def _start(self, images: dict[str, Image], arguments: Arguments) -> VmSession:
+    async def _volume_contents(self) -> Contents:
+        """What volumes hold that are made of other objects; one that is missing is waited for."""
+        delay = RETRY_S[0]
+        while True:
+            try:
+                contents = await self._volumes.fetch()
+            except HvError as e:
+                self._journal.update(reason=MOUNT_FAILED, message=str(e))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_S[1])
+            else:
+                if self._journal.record.reason == MOUNT_FAILED:
+                    self._journal.update(reason="", message="")
+                return contents
+
+    async def _start(self, images: dict[str, Image], arguments: Arguments, contents: Contents) -> VmSession:
         """A VM that has been set up.
 
         :raises HvError: it could not be had; nothing of it is left but what `_lost` clears away
@@ -270,6 +291,7 @@ class PodVm:
             self._journal.update(timing=rounded(timing))
             session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
             await session.boot()
+            await self._volumes.fill(session.agent, contents)
         self._log.info("VM is up", timing=dict(self._journal.record.timing))
         self._journal.update(reason="", message="")
         return session

@@ -55,8 +55,8 @@ def pod_field(path: str, pod: PodSpec, uid: str) -> str:
         "metadata.name": lambda: pod.name,
         "metadata.namespace": lambda: pod.namespace,
         "metadata.uid": lambda: uid,
-        "spec.nodeName": lambda: os.uname().nodename,
-        "spec.serviceAccountName": lambda: "default",
+        "spec.nodeName": lambda: pod.node_name or os.uname().nodename,
+        "spec.serviceAccountName": lambda: pod.service_account or "default",
     }
     if path in ("status.podIP", "status.podIPs"):
         return address

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hypervisor.controller.backoff import BackoffPolicy
 from hypervisor.controller.machine import Machines
+from hypervisor.controller.podobjects import HostObjects, PodObjects
 from hypervisor.controller.sizing import MemoryLedger
 from hypervisor.controller.spec import ContainerSpec
 from hypervisor.images.model import Image
@@ -53,6 +54,7 @@ class Services:
     """One of each a host.
 
     :ivar starts: holds back VM starts, so that those that have begun come to their end
+    :ivar objects: what volumes are made of
     """
 
     machines: Machines
@@ -61,3 +63,4 @@ class Services:
     starts: asyncio.Semaphore
     times: Times = Times()
     connect: Callable[[VsockAddress], AgentClient] = AgentClient
+    objects: PodObjects = field(default_factory=HostObjects)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 RestartPolicy = Literal["Always", "OnFailure", "Never"]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
@@ -31,11 +32,16 @@ class VolumeMount:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """An emptyDir: on the pod's disk or in guest memory; `size_bytes` None is without a limit of its own."""
+    """An emptyDir: on the pod's disk or in guest memory; `size_bytes` None is without a limit of its own.
+
+    :ivar source: what its files are made of (``configMap``, ``secret``, ``downwardAPI``, ``projected``, as in the
+        manifest); None: it begins empty
+    """
 
     name: str
     medium: Literal["disk", "memory"] = "disk"
     size_bytes: int | None = None
+    source: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,8 @@ class PodSpec:
     network: Network = Network()
     disk_bytes: int | None = None
     cold: bool = False
+    node_name: str = ""
+    service_account: str = ""
 
     @property
     def key(self) -> tuple[str, str]:

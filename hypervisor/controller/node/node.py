@@ -14,6 +14,7 @@ from hypervisor.controller.node.callers import Callers
 from hypervisor.controller.node.certificate import ServingCertificate
 from hypervisor.controller.node.config import Beats, NodeConfig
 from hypervisor.controller.node.kubelet import kubelet_app, serve_kubelet
+from hypervisor.controller.node.objects import ClusterObjects
 from hypervisor.controller.node.podsync import PodSync
 from hypervisor.controller.node.register import Facts, NodeObject
 from hypervisor.controller.pods import Pods
@@ -45,32 +46,56 @@ def check(config: NodeConfig) -> kubeconfig.KubeConfig:
 
 
 async def run_node(
-    config: NodeConfig, facts: Facts, pods: Pods, images: ImageStore, *, beats: Beats | None = None
+    config: NodeConfig,
+    facts: Facts,
+    pods: Pods,
+    images: ImageStore,
+    objects: ClusterObjects,
+    *,
+    beats: Beats | None = None,
 ) -> None:
-    """Takes part in the cluster, for ever. After a bug in it all of it is started anew."""
+    """Takes part in the cluster, for ever. After a bug in it all of it is started anew.
+
+    :param objects: gets its volumes' contents through this node's connection
+    """
     log = structlog.get_logger().bind(node=config.name)
     while True:
         try:
-            await _run(config, facts, pods, images, beats or Beats())
+            await _run(config, facts, pods, images, objects, beats or Beats())
         except Exception:
             log.exception("the node's side failed; it is started again", after_s=AGAIN_S)
             await asyncio.sleep(AGAIN_S)
 
 
-async def _run(config: NodeConfig, facts: Facts, pods: Pods, images: ImageStore, beats: Beats) -> None:
+async def _run(
+    config: NodeConfig, facts: Facts, pods: Pods, images: ImageStore, objects: ClusterObjects, beats: Beats
+) -> None:
     access = await asyncio.to_thread(check, config)
     ca = await asyncio.to_thread(_callers_ca, config, access)
     async with HttpApiClient(access, agent=AGENT) as client:
-        events = EventRecorder(client, "kubelet", config.name)
-        node = NodeObject(client, config, facts, lambda: images_status(images), beats)
-        certificate = ServingCertificate(client, config.name, config.address, _certificate_file(facts.state_dir))
-        app = kubelet_app(pods, Callers(client, config.name))
-        async with asyncio.TaskGroup() as group:
-            group.create_task(node.run(), name="node")
-            group.create_task(events.run(), name="events")
-            group.create_task(PodSync(client, pods, config, events, beats).run(), name="pod sync")
-            group.create_task(certificate.run(), name="serving certificate")
-            group.create_task(serve_kubelet(app, config, certificate, ca), name="kubelet's server")
+        with objects.through(client):
+            await _parts(config, facts, pods, images, client, ca, beats)
+
+
+async def _parts(
+    config: NodeConfig,
+    facts: Facts,
+    pods: Pods,
+    images: ImageStore,
+    client: HttpApiClient,
+    ca: bytes,
+    beats: Beats,
+) -> None:
+    events = EventRecorder(client, "kubelet", config.name)
+    node = NodeObject(client, config, facts, lambda: images_status(images), beats)
+    certificate = ServingCertificate(client, config.name, config.address, _certificate_file(facts.state_dir))
+    app = kubelet_app(pods, Callers(client, config.name))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(node.run(), name="node")
+        group.create_task(events.run(), name="events")
+        group.create_task(PodSync(client, pods, config, events, beats).run(), name="pod sync")
+        group.create_task(certificate.run(), name="serving certificate")
+        group.create_task(serve_kubelet(app, config, certificate, ca), name="kubelet's server")
 
 
 def _callers_ca(config: NodeConfig, access: kubeconfig.KubeConfig) -> bytes:

@@ -149,6 +149,9 @@ class FakeGuest:
     async def _setup(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {}
 
+    async def _volume_write(self, _args: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
     async def _events(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {}
 
