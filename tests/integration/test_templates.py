@@ -15,7 +15,6 @@ from conftest import Host, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
-CLONES = 20
 TELL = (
     "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | sha256sum; hostname; "
     "cat /etc/machine-id 2>/dev/null || echo none-$(hostname)"
@@ -68,20 +67,21 @@ def test_a_pod_is_a_clone_and_says_its_phases(host: Host) -> None:
         assert plan(folder)["clone"]["template"] == str(templates(host)[0])
 
 
-def test_no_two_clones_are_equal(host: Host) -> None:
-    names = [f"twin-{i}" for i in range(CLONES)]
+@pytest.mark.parametrize(("clones", "at_once"), [(20, 5), pytest.param(30, 30, marks=pytest.mark.soak)])
+def test_no_two_clones_are_equal(host: Host, clones: int, at_once: int) -> None:
+    names = [f"twin-{i}" for i in range(clones)]
 
     def tell(name: str) -> list[str]:
         told = host.hv("run", "--rm", "--name", name, "busybox", "--", "sh", "-c", TELL).stdout
         return told.decode().splitlines()
 
-    with ThreadPoolExecutor(5) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         told = list(pool.map(tell, names))
     assert all(len(lines) == 5 for lines in told)
     for what, values in zip(
         ("boot_id", "uuid", "random", "hostname", "machine-id"), zip(*told, strict=True), strict=True
     ):
-        assert len(set(values)) == CLONES, f"{what}: {values}"
+        assert len(set(values)) == clones, f"{what}: {values}"
 
 
 def ram_of(host: Host, name: str) -> Any:
