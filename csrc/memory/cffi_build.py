@@ -9,8 +9,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-HEADERS = ("pfdb.h", "space.h", "fault.h")
-SOURCES = ("pfdb.c", "space.c", "fault.c")
+HEADERS = ("pfdb.h", "space.h", "source.h", "fault.h")
+SOURCES = ("pfdb.c", "space.c", "source.c", "source_zstd.c", "source_remote.c", "fault.c")
 
 
 def declarations() -> str:
@@ -43,6 +43,7 @@ ffibuilder.set_source(
     '#include "memory/fault.h"',
     sources=[str((HERE / name).relative_to(ROOT)) for name in SOURCES],
     include_dirs=["csrc"],
+    libraries=["zstd"],
     depends=sorted(str(path.relative_to(ROOT)) for path in [*HERE.glob("*.h"), *HERE.parent.glob("common/*.h")]),
     extra_compile_args=["-O2", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-fstack-protector-strong"],
     py_limited_api=False,

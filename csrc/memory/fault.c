@@ -13,7 +13,6 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,13 +21,7 @@
 
 #define MESSAGES 16 /* read at once: what several vCPUs and back ends may have asked meanwhile */
 
-enum page_state { ABSENT, PRESENT, REMOVED };
-
-struct source {
-    int used;
-    const char *map;
-    uint64_t bytes; /* mapped, a multiple of the page size; a last partial page is zero-filled by the kernel */
-};
+enum page_state { ABSENT, PRESENT, REMOVED, PREFETCHED };
 
 /* A mapping of RAM; free while `length` is 0. */
 struct range {
@@ -39,7 +32,7 @@ struct range {
 struct pv_fault {
     struct pv_fault_config config;
     uint64_t pages;
-    struct source sources[PV_FAULT_SOURCES];
+    struct pv_source *sources[PV_FAULT_SOURCES];
     struct range ranges[PV_FAULT_RANGES]; /* under `table`; a back end that maps RAM anew removes and adds */
     int uffds[PV_FAULT_UFFDS];            /* under `table`; only ever added, so whoever knows one may go on using it */
     int uffd_count, own_uffd;
@@ -53,14 +46,16 @@ struct pv_fault {
     struct pv_reader *serving, *prefetching;
     pthread_mutex_t prefetch_lock;
     char reason[256];
-    _Atomic(uint64_t) faults, pages_copied, pages_zeroed, already_there, removed_pages, prefetch_count;
+    _Atomic(uint64_t) faults, pages_copied, pages_zeroed, already_there, removed_pages, prefetch_count, prefetch_hits;
     _Atomic(uint64_t) latency[PV_FAULT_BUCKETS];
 };
 
 /* A run of pages of RAM that one ioctl can fill. */
 struct run {
     uint64_t page, count;
-    const char *data; /* NULL: zeroes */
+    struct pv_source *source; /* NULL: zeroes */
+    uint64_t offset;          /* of its first page in the source */
+    uint32_t number;          /* of the source */
 };
 
 static int fail(int *err, int code)
@@ -162,8 +157,7 @@ void pv_fault_destroy(struct pv_fault *server)
     if (server->own_uffd >= 0 && !knows_uffd(server, server->own_uffd))
         close(server->own_uffd);
     for (int i = 0; i < PV_FAULT_SOURCES; i++)
-        if (server->sources[i].map)
-            munmap((void *)server->sources[i].map, server->sources[i].bytes);
+        pv_source_close(server->sources[i]);
     if (server->serving)
         pv_space_remove_reader(server->config.space, server->serving);
     if (server->prefetching)
@@ -177,26 +171,17 @@ void pv_fault_destroy(struct pv_fault *server)
     free(server);
 }
 
-int pv_fault_add_source(struct pv_fault *server, uint32_t source, int fd, int *err)
+int pv_fault_add_source(struct pv_fault *server, uint32_t source, enum pv_source_kind kind, int fd, uint64_t bytes,
+                        int *err)
 {
-    struct stat status;
-    uint64_t bytes;
-    void *map;
+    char why[PV_SOURCE_WHY];
 
     if (source >= PV_FAULT_SOURCES)
         return fail(err, EINVAL);
-    if (server->sources[source].used)
+    if (server->sources[source])
         return fail(err, EEXIST);
-    if (fstat(fd, &status))
-        return fail(err, errno);
-    /* Whole pages only: a page that the file ends in would be half invented. */
-    bytes = (uint64_t)status.st_size & ~(uint64_t)(PV_PAGE_SIZE - 1);
-    if (!bytes)
-        return fail(err, EINVAL);
-    map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
-    if (map == MAP_FAILED)
-        return fail(err, errno);
-    server->sources[source] = (struct source){1, map, bytes};
+    if (pv_source_open(kind, fd, bytes, &server->sources[source], err, why))
+        return give_up(server, "source %u: %s", source, why);
     return 0;
 }
 
@@ -304,23 +289,28 @@ static int find_range(struct pv_fault *server, int uffd, uint64_t address, struc
 
 /* ---- filling pages --------------------------------------------------------------------------------------------------- */
 
-/* Where the data of `translation` lies. 0 with *data (NULL: zeroes), or -1 with a reason. */
-static int locate(struct pv_fault *server, const struct pv_translation *translation, const char **data)
+/* Where the data of `translation` lies, into `run`. 0, or -1 with a reason. */
+static int locate(struct pv_fault *server, const struct pv_translation *translation, struct run *run)
 {
     const struct pv_vad *vad = translation->vad;
-    uint64_t offset = pv_vad_offset(vad) + ((uint64_t)translation->page << PV_PAGE_SHIFT);
+    uint32_t number = pv_vad_source(vad);
 
-    if (pv_vad_kind(vad) == PV_SOURCE_ZERO) {
-        *data = NULL;
+    if (pv_vad_kind(vad) == PV_SOURCE_ZERO)
         return 0;
-    }
-    if (pv_vad_kind(vad) != PV_SOURCE_FILE || pv_vad_source(vad) >= PV_FAULT_SOURCES || !server->sources[pv_vad_source(vad)].used)
-        return give_up(server, "source %u of kind %u is not open", pv_vad_source(vad), pv_vad_kind(vad));
-    if (offset + PV_PAGE_SIZE > server->sources[pv_vad_source(vad)].bytes)
-        return give_up(server, "source %u ends at byte %llu, before the page at %llu", pv_vad_source(vad),
-                       (unsigned long long)server->sources[pv_vad_source(vad)].bytes, (unsigned long long)offset);
-    *data = server->sources[pv_vad_source(vad)].map + offset;
+    if (number >= PV_FAULT_SOURCES || !server->sources[number])
+        return give_up(server, "source %u of kind %u is not open", number, pv_vad_kind(vad));
+    run->source = server->sources[number];
+    run->number = number;
+    run->offset = pv_vad_offset(vad) + ((uint64_t)translation->page << PV_PAGE_SHIFT);
     return 0;
+}
+
+/* Pages of its source that lie behind the run's first one, itself counted. */
+static uint64_t pages_left(const struct run *run)
+{
+    uint64_t bytes = run->source ? pv_source_bytes(run->source) : 0;
+
+    return !run->source ? UINT64_MAX : run->offset < bytes ? (bytes - run->offset) >> PV_PAGE_SHIFT : 0;
 }
 
 static int is_absent(struct pv_fault *server, uint64_t page)
@@ -344,19 +334,16 @@ static void widen(struct pv_fault *server, const struct pv_translation *base, st
     uint64_t window = atomic_load_explicit(&server->around, memory_order_relaxed), page = run->page;
     uint64_t low = page & ~(window - 1), high = low + window;
     uint64_t first = page, last = page;
-    const struct pv_vad *vad = base->vad;
-    uint64_t limit = pv_vad_kind(vad) == PV_SOURCE_FILE ? (server->sources[pv_vad_source(vad)].bytes - pv_vad_offset(vad)) >> PV_PAGE_SHIFT
-                                                 : UINT64_MAX;
+    uint64_t limit = pages_left(run);
 
     if (high > server->pages)
         high = server->pages;
     while (first > low && continues(server, base, first - 1, (int64_t)(first - 1) - (int64_t)page))
         first--;
-    while (last + 1 < high && base->page + (last + 1 - page) < limit &&
+    while (last + 1 < high && last + 1 - page < limit &&
            continues(server, base, last + 1, (int64_t)(last + 1 - page)))
         last++;
-    if (run->data)
-        run->data -= (page - first) << PV_PAGE_SHIFT;
+    run->offset -= run->source ? (page - first) << PV_PAGE_SHIFT : 0;
     run->page = first;
     run->count = last - first + 1;
 }
@@ -367,14 +354,14 @@ static int plan_run(struct pv_fault *server, struct pv_reader *reader, uint64_t 
     struct pv_translation translation;
     int result = 0;
 
-    *run = (struct run){page, 1, NULL};
+    *run = (struct run){.page = page, .count = 1};
     if (atomic_load_explicit(&server->state[page], memory_order_relaxed) == REMOVED)
         return 0;
     pv_space_read_lock(server->config.space, reader);
     if (!pv_space_lookup(server->config.space, page << PV_PAGE_SHIFT, &translation))
         result = give_up(server, "nothing is mapped at guest address 0x%llx", (unsigned long long)page << PV_PAGE_SHIFT);
     else
-        result = locate(server, &translation, &run->data);
+        result = locate(server, &translation, run);
     if (!result && around && is_absent(server, page))
         widen(server, &translation, run);
     pv_space_read_unlock(reader);
@@ -402,28 +389,49 @@ static int64_t fill_some(int uffd, uint64_t address, uint64_t length, const char
     return errno == EEXIST ? 0 : -errno;
 }
 
-static void note_filled(struct pv_fault *server, const struct run *run, uint64_t from, uint64_t pages)
+static void note_filled(struct pv_fault *server, const struct run *run, uint64_t from, uint64_t pages, uint8_t state)
 {
     for (uint64_t i = 0; i < pages; i++)
-        atomic_store_explicit(&server->state[run->page + from + i], PRESENT, memory_order_relaxed);
-    count(run->data ? &server->pages_copied : &server->pages_zeroed, pages);
+        atomic_store_explicit(&server->state[run->page + from + i], state, memory_order_relaxed);
+    count(run->source ? &server->pages_copied : &server->pages_zeroed, pages);
 }
 
-/* Fills a run through `range`; pages that are there already are skipped. 0 with *filled = pages that this call filled, whose
- * touchers the kernel has woken, or -1 with a reason. Stops early, with 0, when the mapping is changing (EAGAIN: a REMOVE event
- * waits to be read, perhaps by this very thread, and what it removes must not be filled with old data) or has gone. */
-static int fill_run(struct pv_fault *server, const struct range *range, const struct run *run, uint64_t *filled)
+/* Fills the run's pages from `done` on with one ioctl. As fill_some, or INT64_MIN with the source's reason in `why`. */
+static int64_t fill_piece(const struct range *range, const struct run *run, uint64_t done, char *why)
+{
+    uint64_t address = range->start + ((run->page + done) << PV_PAGE_SHIFT) - range->offset;
+    uint64_t length = (run->count - done) << PV_PAGE_SHIFT;
+    struct pv_piece piece;
+    int64_t bytes;
+
+    if (!run->source)
+        return fill_some(range->uffd, address, length, NULL);
+    if (pv_source_get(run->source, run->offset + (done << PV_PAGE_SHIFT), length, &piece, why))
+        return INT64_MIN;
+    bytes = fill_some(range->uffd, address, piece.bytes, piece.data);
+    pv_source_put(run->source, &piece);
+    return bytes;
+}
+
+/* Fills a run through `range`; pages that are there already are skipped, the others get `state`. 0 with *filled = pages that this
+ * call filled, whose touchers the kernel has woken, or -1 with a reason. Stops early, with 0, when the mapping is changing (EAGAIN:
+ * a REMOVE event waits to be read, perhaps by this very thread, and what it removes must not be filled with old data) or has gone. */
+static int fill_run(struct pv_fault *server, const struct range *range, const struct run *run, uint8_t state,
+                    uint64_t *filled)
 {
     uint64_t done = 0;
 
     *filled = 0;
     while (done < run->count) {
-        uint64_t address = range->start + ((run->page + done) << PV_PAGE_SHIFT) - range->offset;
-        const char *data = run->data ? run->data + (done << PV_PAGE_SHIFT) : NULL;
-        int64_t bytes = fill_some(range->uffd, address, (run->count - done) << PV_PAGE_SHIFT, data);
+        char why[PV_SOURCE_WHY];
+        int64_t bytes = fill_piece(range, run, done, why);
 
         if (bytes == -EAGAIN || bytes == -ESRCH || bytes == -ENOENT)
             return 0;
+        if (bytes < 0 && state == PREFETCHED)
+            return -1; /* whoever touches the page will say why */
+        if (bytes == INT64_MIN)
+            return give_up(server, "source %u: %s", run->number, why);
         if (bytes < 0)
             return give_up(server, "filling guest page 0x%llx: %s", (unsigned long long)(run->page + done),
                            strerror((int)-bytes));
@@ -432,7 +440,7 @@ static int fill_run(struct pv_fault *server, const struct range *range, const st
             count(&server->already_there, 1);
             bytes = PV_PAGE_SIZE;
         } else {
-            note_filled(server, run, done, (uint64_t)bytes >> PV_PAGE_SHIFT);
+            note_filled(server, run, done, (uint64_t)bytes >> PV_PAGE_SHIFT, state);
             *filled += (uint64_t)bytes >> PV_PAGE_SHIFT;
         }
         done += (uint64_t)bytes >> PV_PAGE_SHIFT;
@@ -452,8 +460,8 @@ static void wake_range(const struct range *range, uint64_t address, uint64_t len
 static void note_touch(struct pv_fault *server, uint64_t page, uint64_t started)
 {
     uint64_t at = atomic_load_explicit(&server->recorded, memory_order_relaxed);
-    uint64_t microseconds = (now_ns() - started) / 1000;
-    int bucket = microseconds ? 64 - __builtin_clzll(microseconds) : 0;
+    uint64_t ns = now_ns() - started;
+    int bucket = ns ? 64 - __builtin_clzll(ns) : 0;
 
     if (at < server->config.record_pages) {
         server->record[at] = (uint32_t)page;
@@ -469,8 +477,7 @@ static void clip_run(struct run *run, const struct range *range)
     uint64_t first = range->offset >> PV_PAGE_SHIFT, end = first + (range->length >> PV_PAGE_SHIFT);
 
     if (run->page < first) {
-        if (run->data)
-            run->data += (first - run->page) << PV_PAGE_SHIFT;
+        run->offset += run->source ? (first - run->page) << PV_PAGE_SHIFT : 0;
         run->count -= first - run->page;
         run->page = first;
     }
@@ -488,10 +495,12 @@ static int serve_touch(struct pv_fault *server, int uffd, uint64_t address)
         return 0; /* its mapping was forgotten meanwhile: unmapping wakes the toucher */
     address &= ~(uint64_t)(PV_PAGE_SIZE - 1);
     page = (address - range.start + range.offset) >> PV_PAGE_SHIFT;
+    if (atomic_load_explicit(&server->state[page], memory_order_relaxed) == PREFETCHED)
+        count(&server->prefetch_hits, 1);
     if (plan_run(server, server->serving, page, 1, &run))
         return -1;
     clip_run(&run, &range);
-    if (fill_run(server, &range, &run, &filled))
+    if (fill_run(server, &range, &run, PRESENT, &filled))
         return -1;
     if (filled != run.count)
         wake_range(&range, address, PV_PAGE_SIZE); /* another's copy came first, or none could be made: it faults again */
@@ -595,6 +604,11 @@ void pv_fault_wake_all(struct pv_fault *server)
 
 /* ---- prefetching ----------------------------------------------------------------------------------------------------- */
 
+static int has_source(const struct pv_fault *server, const struct pv_vad *vad)
+{
+    return pv_vad_source(vad) < PV_FAULT_SOURCES && server->sources[pv_vad_source(vad)];
+}
+
 /* How many of pages[0..count) are consecutive, absent and one VAD's; they become one run. 0 when the first needs nothing. */
 static uint64_t gather(struct pv_fault *server, const uint32_t *pages, uint64_t count, struct run *run)
 {
@@ -604,19 +618,15 @@ static uint64_t gather(struct pv_fault *server, const uint32_t *pages, uint64_t 
     if (pages[0] >= server->pages || !is_absent(server, pages[0]))
         return 0;
     pv_space_read_lock(server->config.space, server->prefetching);
-    *run = (struct run){pages[0], 0, NULL};
-    if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) && pv_vad_kind(base.vad) == PV_SOURCE_FILE &&
-        pv_vad_source(base.vad) < PV_FAULT_SOURCES && server->sources[pv_vad_source(base.vad)].used) {
-        const struct source *source = &server->sources[pv_vad_source(base.vad)];
-        uint64_t limit = source->bytes > pv_vad_offset(base.vad) ? (source->bytes - pv_vad_offset(base.vad)) >> PV_PAGE_SHIFT : 0;
+    *run = (struct run){.page = pages[0]};
+    if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) &&
+        pv_vad_kind(base.vad) != PV_SOURCE_ZERO && has_source(server, base.vad)) {
+        uint64_t limit = locate(server, &base, run) ? 0 : pages_left(run);
 
-        while (n < count && pages[n] == pages[0] + n && pages[n] < server->pages && base.page + n < limit &&
+        while (n < count && pages[n] == pages[0] + n && pages[n] < server->pages && n < limit &&
                continues(server, &base, pages[n], (int64_t)n))
             n++;
-        if (base.page < limit) {
-            run->data = source->map + pv_vad_offset(base.vad) + ((uint64_t)base.page << PV_PAGE_SHIFT);
-            run->count = n;
-        }
+        run->count = limit ? n : 0;
     }
     pv_space_read_unlock(server->prefetching);
     return run->count;
@@ -637,7 +647,7 @@ uint64_t pv_fault_prefetch(struct pv_fault *server, const uint32_t *pages, uint6
         if (!n || !find_range(server, -1, run.page << PV_PAGE_SHIFT, &range))
             continue;
         clip_run(&run, &range);
-        if (fill_run(server, &range, &run, &filled))
+        if (fill_run(server, &range, &run, PREFETCHED, &filled))
             break;
         total += filled;
     }
@@ -654,7 +664,7 @@ uint64_t pv_fault_recorded(struct pv_fault *server, uint32_t *pages, uint64_t ro
     return recorded;
 }
 
-void pv_fault_stats(const struct pv_fault *server, struct pv_fault_stats *out)
+void pv_fault_stats(struct pv_fault *server, struct pv_fault_stats *out)
 {
 #define COUNTER(name) atomic_load_explicit(&server->name, memory_order_relaxed)
     *out = (struct pv_fault_stats){
@@ -664,7 +674,17 @@ void pv_fault_stats(const struct pv_fault *server, struct pv_fault_stats *out)
         .already_there = COUNTER(already_there),
         .removed_pages = COUNTER(removed_pages),
         .prefetched = COUNTER(prefetch_count),
+        .prefetch_hits = COUNTER(prefetch_hits),
     };
+    out->bytes = (out->pages_copied + out->pages_zeroed) * PV_PAGE_SIZE;
+    for (int i = 0; i < PV_FAULT_SOURCES; i++) {
+        uint64_t loaded = 0, found = 0;
+
+        if (server->sources[i])
+            pv_source_counts(server->sources[i], &loaded, &found);
+        out->units_loaded += loaded;
+        out->units_found += found;
+    }
     for (int i = 0; i < PV_FAULT_BUCKETS; i++)
         out->latency[i] = COUNTER(latency[i]);
 #undef COUNTER

@@ -33,12 +33,13 @@
 #ifndef PV_FAULT_H
 #define PV_FAULT_H
 
+#include "source.h"
 #include "space.h"
 
 #define PV_FAULT_SOURCES 16
 #define PV_FAULT_RANGES 16
 #define PV_FAULT_UFFDS 4
-#define PV_FAULT_BUCKETS 24 /* of the latency histogram: bucket i counts faults served in less than 2^i microseconds */
+#define PV_FAULT_BUCKETS 36 /* of the latency histogram: bucket i counts faults served in less than 2^i nanoseconds */
 
 struct pv_fault;
 
@@ -51,7 +52,11 @@ struct pv_fault_config {
 };
 
 struct pv_fault_stats {
-    uint64_t faults, pages_copied, pages_zeroed, already_there, removed_pages, prefetched;
+    uint64_t faults, pages_copied, pages_zeroed, already_there, removed_pages;
+    uint64_t prefetched;                /* pages filled by pv_fault_prefetch; they are among the copied ones */
+    uint64_t prefetch_hits;             /* faults on pages that had been prefetched by the time they were read */
+    uint64_t bytes;                     /* filled in all */
+    uint64_t units_loaded, units_found; /* of dear sources: see source.h */
     uint64_t latency[PV_FAULT_BUCKETS]; /* from reading the message to waking the toucher */
 };
 
@@ -62,9 +67,10 @@ int pv_fault_create(const struct pv_fault_config *config, struct pv_fault **out,
  * zeroes): destroy only when the VM is gone. NULL is allowed. */
 void pv_fault_destroy(struct pv_fault *server);
 
-/* VADs of PV_SOURCE_FILE with this number read from `fd`, which is duplicated and mapped read-only. Before run.
- * 0, or -1 with *err = EINVAL (number), EEXIST, or what fstat and mmap say. */
-int pv_fault_add_source(struct pv_fault *server, uint32_t source, int fd, int *err);
+/* VADs with this source number read from `fd`, which stays the caller's; see pv_source_open for `kind` and `bytes`. Before run.
+ * 0, or -1 with *err = EINVAL (number, kind), EEXIST, or what pv_source_open says, then with a reason too. */
+int pv_fault_add_source(struct pv_fault *server, uint32_t source, enum pv_source_kind kind, int fd, uint64_t bytes,
+                        int *err);
 
 /* [start, start + length) in the address space that `uffd` belongs to maps RAM from `offset`. The descriptor is taken over
  * on success (once: naming it again adds a range to it); it must have been registered for missing pages. Before run, or while
@@ -105,6 +111,6 @@ uint64_t pv_fault_recorded(struct pv_fault *server, uint32_t *pages, uint64_t ro
 /* Marks pages as present that a predecessor had filled, and wakes every toucher of every range. */
 void pv_fault_wake_all(struct pv_fault *server);
 
-void pv_fault_stats(const struct pv_fault *server, struct pv_fault_stats *out);
+void pv_fault_stats(struct pv_fault *server, struct pv_fault_stats *out);
 
 #endif

@@ -1,5 +1,5 @@
 # Page-frame database, address spaces, the fault server, and the library that is preloaded into QEMU.
-MEMORY_SOURCES := memory/pfdb.c memory/space.c memory/fault.c
+MEMORY_SOURCES := memory/pfdb.c memory/space.c memory/source.c memory/source_zstd.c memory/source_remote.c memory/fault.c
 MEMORY_HEADERS := $(wildcard memory/*.h) common/cleanup.h
 MEMORY_TESTS := $(TESTS_DIR)/memory
 
@@ -7,14 +7,14 @@ PROGRAMS += $(LIBEXEC)/hv-ram.so
 $(LIBEXEC)/hv-ram.so: memory/preload.c
 	$(CC) $(WARNINGS) $(HARDENING) $(CFLAGS) -shared -fPIC -o $@ $< -ldl
 
-TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault
-TSAN_TESTS += $(OUT)/tsan-memory-space $(OUT)/tsan-memory-fault
+TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault $(OUT)/test-memory-source
+TSAN_TESTS += $(OUT)/tsan-memory-space $(OUT)/tsan-memory-fault $(OUT)/tsan-memory-source
 
 $(OUT)/test-memory-%: $(MEMORY_TESTS)/test_%.c $(MEMORY_SOURCES) $(MEMORY_HEADERS)
-	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=address,undefined -o $@ $< $(MEMORY_SOURCES) -lpthread
+	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=address,undefined -o $@ $< $(MEMORY_SOURCES) -lpthread -lzstd
 
 $(OUT)/tsan-memory-%: $(MEMORY_TESTS)/test_%.c $(MEMORY_SOURCES) $(MEMORY_HEADERS)
-	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=thread -o $@ $< $(MEMORY_SOURCES) -lpthread
+	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=thread -o $@ $< $(MEMORY_SOURCES) -lpthread -lzstd
 
 CLANG_CHECKS += memory-clang-check
 .PHONY: memory-clang-check
@@ -31,10 +31,10 @@ $(OUT)/gcov/memory/%.o: memory/%.c $(MEMORY_HEADERS)
 	$(CC) $(WARNINGS) $(HARDENING) -O0 -g --coverage -c $< -o $@
 
 $(OUT)/gcov/test-memory-%: $(MEMORY_TESTS)/test_%.c $(GCOV_MEMORY)
-	$(CC) $(WARNINGS) $(HARDENING) -O0 -g $< $(GCOV_MEMORY) --coverage -o $@ -lpthread
+	$(CC) $(WARNINGS) $(HARDENING) -O0 -g $< $(GCOV_MEMORY) --coverage -o $@ -lpthread -lzstd
 
 .PHONY: coverage-memory
-coverage-memory: $(OUT)/gcov/test-memory-space $(OUT)/gcov/test-memory-fault
+coverage-memory: $(OUT)/gcov/test-memory-space $(OUT)/gcov/test-memory-fault $(OUT)/gcov/test-memory-source
 	@rm -f $(OUT)/gcov/memory/*.gcda
 	@set -e; for t in $^; do $$t; done
 

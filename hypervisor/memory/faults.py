@@ -10,14 +10,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from hypervisor.errors import Unavailable
-from hypervisor.memory.database import PageFrameDatabase
+from hypervisor.memory.database import PageFrameDatabase, SourceKind
 from hypervisor.memory.native import ffi, lib, new_error, raise_for
 from hypervisor.memory.space import AddressSpace
 
 
 @dataclass(frozen=True)
 class FaultStats:
-    """Counters since the start. `latency` bucket i counts faults served in less than 2**i microseconds."""
+    """Counters since the start.
+
+    :ivar prefetched: pages filled by `FaultServer.prefetch`; they are among the copied ones
+    :ivar prefetch_hits: faults on pages that had been prefetched by the time they were read
+    :ivar bytes: filled in all
+    :ivar units_loaded: of compressed and remote sources; `units_found`: reads that found theirs loaded
+    :ivar latency: bucket i counts faults served in less than 2**i nanoseconds (and not in a lower bucket)
+    """
 
     faults: int
     pages_copied: int
@@ -25,6 +32,10 @@ class FaultStats:
     already_there: int
     removed_pages: int
     prefetched: int
+    prefetch_hits: int
+    bytes: int
+    units_loaded: int
+    units_found: int
     latency: tuple[int, ...]
 
 
@@ -66,11 +77,17 @@ class FaultServer:
             raise Unavailable("the fault server is closed")
         return self._handle
 
-    def add_source(self, number: int, fd: int) -> None:
-        """VADs with this source number read from `fd`, which stays the caller's. Before entering only."""
+    def add_source(self, number: int, fd: int, *, kind: SourceKind = SourceKind.FILE, size: int = 0) -> None:
+        """VADs with this source number read from `fd`, which stays the caller's. Before entering only.
+
+        :param kind: FILE; ZSTD: zstd's seekable format with checksums; REMOTE: a stream socket (csrc/memory/source.h)
+        :param size: bytes that a REMOTE source has
+        :raises InvalidInput, Unavailable: with the reason; nothing was added
+        """
         err = new_error()
-        if lib.pv_fault_add_source(self._alive(), number, fd, err) < 0:
-            raise raise_for(f"adding source {number}", err)
+        if lib.pv_fault_add_source(self._alive(), number, int(kind), fd, size, err) < 0:
+            reason = self.reason
+            raise raise_for(f"adding source {number}" + (f" ({reason})" if reason else ""), err)
 
     def add_range(self, uffd: int, start: int, length: int, offset: int) -> None:
         """A mapping of RAM in the process that `uffd` belongs to; the descriptor is taken over when this succeeds."""
@@ -138,15 +155,8 @@ class FaultServer:
         """Never blocks; counters may be a moment apart."""
         out = ffi.new("struct pv_fault_stats *")
         lib.pv_fault_stats(self._alive(), out)
-        return FaultStats(
-            faults=int(out.faults),
-            pages_copied=int(out.pages_copied),
-            pages_zeroed=int(out.pages_zeroed),
-            already_there=int(out.already_there),
-            removed_pages=int(out.removed_pages),
-            prefetched=int(out.prefetched),
-            latency=tuple(int(n) for n in out.latency),
-        )
+        names = [name for name in FaultStats.__dataclass_fields__ if name != "latency"]
+        return FaultStats(**{name: int(getattr(out, name)) for name in names}, latency=tuple(map(int, out.latency)))
 
     def _run(self) -> None:
         if lib.pv_fault_run(self._alive(), new_error()) < 0:

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -85,7 +86,7 @@ static void make_server(struct vm *vm, uint32_t around)
     int err = 0;
 
     CHECK(!pv_fault_create(&config, &vm->server, &err));
-    CHECK(!pv_fault_add_source(vm->server, 3, vm->template, &err));
+    CHECK(!pv_fault_add_source(vm->server, 3, PV_SOURCE_FILE, vm->template, 0, &err));
 }
 
 static struct vm *make_vm(uint32_t around)
@@ -285,6 +286,64 @@ static void in_a_child(void (*body)(void))
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* A source that ends while it is asked: the server stops with the reason, and nobody sees an invented page. */
+static void remote_source_ends(void)
+{
+    struct vm *vm = make_vm(1);
+    uint32_t vad;
+    uint64_t unmapped;
+    pthread_t thread;
+    int pair[2];
+
+    CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
+    CHECK(!pv_fault_add_source(vm->server, 5, PV_SOURCE_REMOTE, pair[0], BYTES, &vm->err));
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_REMOTE, 5, 0, 4, &vad, &vm->err));
+    CHECK(!pv_space_unmap(vm->space, 0, 4, &unmapped, &vm->err));
+    CHECK(!pv_space_map(vm->space, 0, 4, vad, 0, &vm->err));
+    close(pair[1]);
+    CHECK(!pthread_create(&thread, NULL, touch_one, vm->map));
+    CHECK(pv_fault_run(vm->server, &vm->err) == -1 && vm->err == EIO);
+    CHECK(strstr(pv_fault_reason(vm->server), "source 5: the other side"));
+    _exit(0);
+}
+
+static void *remap_all(void *argument)
+{
+    struct vm *vm = argument;
+    uint64_t unmapped;
+    uint32_t vad;
+    int err;
+
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_FILE, 3, 0, PAGES / 2, &vad, &err));
+    for (int i = 0; i < 2000; i++) {
+        uint64_t at = (uint64_t)(i % 32) * 8 << PV_PAGE_SHIFT; /* pages that were touched already, below the storm's */
+
+        CHECK(!pv_space_unmap(vm->space, at, 8, &unmapped, &err) && unmapped == 8);
+        CHECK(!pv_space_map(vm->space, at, 8, vad, (uint32_t)(i % 32) * 8, &err));
+    }
+    return NULL;
+}
+
+/* Mappings change while every page is asked for: a mapper never makes a fault wrong, nor a fault a mapper wait for ever. */
+static void test_unmap_under_load(void)
+{
+    struct vm *vm = make_vm(1);
+    struct toucher touchers[2] = {{vm->map, 3}, {vm->second, 150}};
+    pthread_t threads[2], mapper;
+
+    start(vm);
+    for (uint64_t page = 0; page < 256; page++)
+        check_page(vm->map, page);
+    CHECK(!pthread_create(&mapper, NULL, remap_all, vm));
+    for (int i = 0; i < 2; i++)
+        CHECK(!pthread_create(&threads[i], NULL, touch_all, &touchers[i]));
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    pthread_join(mapper, NULL);
+    stop(vm);
+    free_vm(vm);
+}
+
 static void short_source(void) { expect_reason(1, 10, "ends at byte 40960"); }
 static void unmapped_page(void) { expect_reason(0, 33, "nothing is mapped at guest address 0x21000"); }
 
@@ -320,9 +379,9 @@ static void test_bad_input(void)
     config.around_pages = 1;
     config.ram_bytes = 100;
     CHECK(REFUSED(EINVAL, pv_fault_create(&config, &server, &err)));
-    CHECK(REFUSED(EEXIST, pv_fault_add_source(vm->server, 3, vm->template, &err)));
-    CHECK(REFUSED(EINVAL, pv_fault_add_source(vm->server, PV_FAULT_SOURCES, vm->template, &err)));
-    CHECK(REFUSED(EBADF, pv_fault_add_source(vm->server, 4, -1, &err)));
+    CHECK(REFUSED(EEXIST, pv_fault_add_source(vm->server, 3, PV_SOURCE_FILE, vm->template, 0, &err)));
+    CHECK(REFUSED(EINVAL, pv_fault_add_source(vm->server, PV_FAULT_SOURCES, PV_SOURCE_FILE, vm->template, 0, &err)));
+    CHECK(REFUSED(EBADF, pv_fault_add_source(vm->server, 4, PV_SOURCE_FILE, -1, 0, &err)));
     CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, PV_PAGE_SIZE, BYTES, PV_PAGE_SIZE, &err)));
     CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, 1, PV_PAGE_SIZE, 0, &err)));
     CHECK(REFUSED(EINVAL, pv_fault_add_range(vm->server, 0, UINT64_MAX - PV_PAGE_SIZE + 1, PV_PAGE_SIZE, 0, &err)));
@@ -352,6 +411,8 @@ int main(void)
     test_guest_writes_are_kept();
     test_prefetch();
     test_a_removed_page_is_zero_from_then_on();
+    test_unmap_under_load();
+    in_a_child(remote_source_ends);
     in_a_child(short_source);
     in_a_child(unmapped_page);
     for (int i = 0; i < 50; i++)

@@ -63,6 +63,7 @@ def test_ram_is_filled_as_it_is_touched(space: tuple[PageFrameDatabase, AddressS
             stats = server.stats()
             assert (stats.faults, stats.pages_copied, stats.prefetched) == (2, 5, 3)
             assert sum(stats.latency) == 2
+            assert stats.bytes == 5 * PAGE
             server.set_around(16)
             toucher = threading.Thread(target=lambda: seen.append(memory[100 * PAGE]))
             toucher.start()
@@ -86,3 +87,12 @@ def test_bad_sizes(space: tuple[PageFrameDatabase, AddressSpace]) -> None:
 def test_a_source_that_cannot_be_mapped(space: tuple[PageFrameDatabase, AddressSpace]) -> None:
     with FaultServer(*space, ram_bytes=PAGE) as server, pytest.raises(Unavailable):
         server.add_source(1, -1)
+
+
+def test_a_source_of_the_wrong_kind_is_refused_with_the_reason(
+    space: tuple[PageFrameDatabase, AddressSpace], template: int
+) -> None:
+    with FaultServer(*space, ram_bytes=PAGE) as server:
+        with pytest.raises(InvalidInput, match="no seek table at the end"):
+            server.add_source(1, template, kind=SourceKind.ZSTD)
+        server.add_source(1, template)

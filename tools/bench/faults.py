@@ -1,0 +1,39 @@
+"""A page fault end to end: our server beside a bare handler that looks nothing up."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from measure import Figure
+
+FOLDER = Path(__file__).parent
+MEMORY = FOLDER.parents[1] / "csrc" / "memory"
+PLACEMENTS = {"same": "the faulting CPU", "free": "the CPU that the kernel chose", "other": "another CPU"}
+HANDLERS = {"bare": "a bare handler", "server": "our server"}
+
+
+def run(rounds: int) -> list[Figure]:
+    """Microseconds a touched page, and our server over the bare handler where it is placed well."""
+    samples: dict[tuple[str, str], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "faults"
+        sources = (FOLDER / "faults.c", *sorted(set(MEMORY.glob("*.c")) - {MEMORY / "preload.c"}))
+        flags = ("-O2", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-fstack-protector-strong")
+        subprocess.run(["gcc", *flags, "-o", program, *sources, "-lpthread", "-lzstd"], check=True)
+        for line in subprocess.run([program, str(rounds)], check=True, capture_output=True, text=True).stdout.split(
+            "\n"
+        ):
+            if line:
+                handler, placement, value = line.split()
+                samples.setdefault((handler, placement), []).append(float(value))
+    figures = [
+        Figure(f"fault served by {HANDLERS[handler]} on {PLACEMENTS[placement]}", "us", tuple(values))
+        for (handler, placement), values in samples.items()
+    ]
+    pairs = zip(samples["server", "same"], samples["bare", "same"], strict=True)
+    return [
+        *figures,
+        Figure("our server over the bare handler, faulting CPU", "x", tuple(a / b for a, b in pairs), 1.2),
+    ]
