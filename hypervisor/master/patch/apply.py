@@ -25,6 +25,10 @@ from hypervisor.master.schema.types import ListOf, Struct, Type
 
 Object = dict[str, Any]
 
+KUBECTL = "kubectl"
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""The annotation in which kubectl notes what it applied on the client's side."""
+
 
 def apply(
     live: Mapping[str, Any] | None,
@@ -56,7 +60,10 @@ def apply(
     merged: Object = merge(before, wanted, kind)
     others = [entry.fields for identity, entry in entries.items() if identity != who]
     remove(merged, kind, last - mine, keep=mine.prefixes().union(*(fields.prefixes() for fields in others)))
-    entries = _settle(entries, who, mine, before, merged, kind, force)
+    allowed = _from_last_applied(before, kind) if manager == KUBECTL else FieldSet()
+    entries = _settle(entries, who, mine, before, merged, kind, allowed, force)
+    if manager == KUBECTL:
+        _note_last_applied(merged, before, wanted)
     merged.setdefault("metadata", {})["managedFields"] = managers.render(entries.values())
     return merged
 
@@ -72,22 +79,53 @@ def _entries(live: Object, exists: bool, kind: Struct) -> Entries:
 
 
 def _settle(
-    entries: Entries, who: Identity, mine: FieldSet, live: Object, merged: Object, kind: Struct, force: bool
+    entries: Entries,
+    who: Identity,
+    mine: FieldSet,
+    live: Object,
+    merged: Object,
+    kind: Struct,
+    allowed: FieldSet,
+    force: bool,
 ) -> Entries:
-    """Everybody's fields after the apply.
+    """Everybody's fields after the apply; those `allowed` are taken over without force.
 
     :raises ApiError: 409
     """
     changed = difference(live, merged, kind)
     others = {identity: entry for identity, entry in entries.items() if identity != who}
     conflicts = {i: found for i, entry in others.items() if (found := entry.fields & changed.written)}
-    if conflicts and not force:
+    if not force and any(fields - allowed for fields in conflicts.values()):
         raise _conflict([(entries[identity], fields) for identity, fields in conflicts.items()])
     taken = changed.written | changed.removed
     settled = {identity: replace(entry, fields=entry.fields - taken) for identity, entry in others.items()}
     last = entries.get(who)
     same = last is not None and last.fields == mine and not taken
     return settled | {who: last if last and same else Entry(who, mine, managers.now())}
+
+
+def _last_applied(obj: Mapping[str, Any]) -> Any:
+    return ((obj.get("metadata") or {}).get("annotations") or {}).get(LAST_APPLIED)
+
+
+def _from_last_applied(live: Mapping[str, Any], kind: Struct) -> FieldSet:
+    """What kubectl has applied on the client's side before: its own, now that it applies on the server's."""
+    try:
+        before = json.loads(_last_applied(live) or "null")
+    except (TypeError, ValueError, RecursionError):
+        return FieldSet()
+    return set_of(before, kind) if isinstance(before, dict) else FieldSet()
+
+
+def _note_last_applied(merged: Object, live: Mapping[str, Any], wanted: Object) -> None:
+    """Keeps kubectl's note of what it applied true, so that the user can go back to applying on the client's side."""
+    if _last_applied(live) is None:
+        return
+    metadata = {key: value for key, value in wanted.get("metadata", {}).items() if key != "annotations"}
+    annotations = {k: v for k, v in (wanted.get("metadata", {}).get("annotations") or {}).items() if k != LAST_APPLIED}
+    noted = wanted | {"metadata": metadata | {"annotations": annotations}}
+    kept = merged.setdefault("metadata", {}).setdefault("annotations", {})
+    kept[LAST_APPLIED] = json.dumps(noted, separators=(",", ":"), sort_keys=True) + "\n"
 
 
 def _without_nulls(value: Any) -> Any:

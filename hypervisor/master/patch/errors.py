@@ -9,9 +9,7 @@ MAX_OPERATIONS = 10_000
 
 def unprocessable(why: str) -> ApiError:
     """422: a patch that is well formed and cannot be applied to this object."""
-    causes = [{"reason": "UnexpectedServerResponse", "message": why}]
-    message = f"the server rejected our request due to an error in our request: {why}"
-    return ApiError("Invalid", message, details={"causes": causes})
+    return ApiError("Invalid", f"the server rejected our request due to an error in our request: {why}")
 
 
 def malformed(why: str) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.kube.errors import ApiError
-from hypervisor.master.patch.apply import apply
+from hypervisor.master.patch.apply import LAST_APPLIED, apply
 from hypervisor.master.patch.fieldset import FieldSet, compare, set_of
 from hypervisor.master.patch.managers import ANCIENT, BEFORE_FIRST_APPLY, MAX_UPDATERS
 from hypervisor.master.patch.track import track_update
@@ -145,6 +146,19 @@ def test_atomic_values_have_one_owner() -> None:
     with pytest.raises(ApiError, match=r"\.spec\.selector"):
         apply(obj, service(b="2"), "two", SERVICE)
     assert apply(obj, service(b="2"), "two", SERVICE, True)["spec"]["selector"] == {"b": "2"}
+
+
+def test_kubectl_may_change_what_it_applied_on_the_clients_side() -> None:
+    live = deployment(replicas=2, paused=True)
+    live["metadata"]["annotations"] = {LAST_APPLIED: json.dumps(deployment(replicas=2))}
+    track_update(None, live, "kubectl-client-side-apply", kind=DEPLOYMENT)
+    obj = apply(live, deployment(replicas=3), "kubectl", DEPLOYMENT)
+    assert obj["spec"] == {"replicas": 3, "paused": True}
+    assert json.loads(obj["metadata"]["annotations"][LAST_APPLIED])["spec"] == {"replicas": 3}
+    with pytest.raises(ApiError, match="paused"):
+        apply(live, deployment(paused=False), "kubectl", DEPLOYMENT)
+    with pytest.raises(ApiError, match="replicas"):
+        apply(live, deployment(replicas=3), "other", DEPLOYMENT)
 
 
 def test_what_may_not_be_written_is_neither_merged_nor_owned() -> None:
