@@ -1,0 +1,217 @@
+"""Parts of ``hv cluster`` and ``hv host drain`` that need no VM."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypervisor.cli import cluster_down, cluster_up, nodes
+from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec, hosts_of
+from hypervisor.cli.cluster_up import Wanted, planned
+from hypervisor.errors import Conflict, InvalidInput, NotFound, Timeout
+from hypervisor.kube.errors import ApiError
+from hypervisor.vmx.process import ProcessId
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ClusterPaths:
+    found = ClusterPaths(tmp_path)
+    found.master.mkdir(parents=True)
+    return found
+
+
+def test_what_is_saved_is_loaded(paths: ClusterPaths) -> None:
+    spec = ClusterSpec(7000, "sqlite", hosts_of(2))
+    paths.save(spec)
+    assert paths.load() == spec
+    assert paths.spec.stat().st_mode & 0o777 == 0o600
+    assert [h.address for h in spec.hosts] == ["127.0.0.2", "127.0.0.3"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"port": "x"}', '{"port": 1, "store": "sqlite"}'])
+def test_a_damaged_file_says_what_to_do(paths: ClusterPaths, text: str) -> None:
+    paths.spec.write_text(text)
+    with pytest.raises(InvalidInput, match=r"cluster\.json: is damaged .* hv cluster up"):
+        paths.load()
+
+
+def test_no_cluster(paths: ClusterPaths) -> None:
+    assert paths.load() is None
+    with pytest.raises(NotFound, match="hv cluster up"):
+        paths.must_load()
+
+
+def test_a_cluster_grows_and_does_not_shrink(paths: ClusterPaths) -> None:
+    paths.save(planned(paths, Wanted(hosts=2)))
+    grown = planned(paths, Wanted(hosts=3))
+    assert [h.name for h in grown.hosts] == ["host-1", "host-2", "host-3"]
+    assert len(planned(paths, Wanted()).hosts) == 2
+    with pytest.raises(InvalidInput, match="hv host rm host-2"):
+        planned(paths, Wanted(hosts=1))
+    with pytest.raises(InvalidInput, match="--store"):
+        planned(paths, Wanted(store="etcd:127.0.0.1:2379"))
+
+
+def test_a_removed_host_leaves_its_number(paths: ClusterPaths) -> None:
+    first, second, third = hosts_of(3)
+    paths.save(ClusterSpec(7000, "sqlite", (first, third)))
+    assert set(planned(paths, Wanted(hosts=3)).hosts) == {first, second, third}
+
+
+def test_a_port_that_was_taken_meanwhile_is_replaced(paths: ClusterPaths) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        paths.save(ClusterSpec(taken, "sqlite", hosts_of(1)))
+        assert planned(paths, Wanted()).port != taken
+
+
+def start_version(paths: ClusterPaths, code: str = "version") -> ProcessId | None:
+    """Starts a component that is `hv version`, and gives it as recorded when the record is there."""
+    child = paths.start(MASTER, [code, "--help"], dict(os.environ))
+    deadline = time.monotonic() + 20
+    while not paths.record(MASTER).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = paths.process(MASTER)
+    assert found is None or found.pid == child.pid
+    child.wait(30)
+    return found
+
+
+def test_a_component_is_on_record_before_it_begins(paths: ClusterPaths) -> None:
+    assert paths.process(MASTER) is None
+    found = start_version(paths)
+    assert found is not None
+    assert paths.process(MASTER) is None  # it has ended
+    assert "Usage: hv version" in paths.log(MASTER).read_text()
+
+
+@pytest.mark.parametrize("change", ["boot", "start", "garbage"])
+def test_a_record_never_means_another_process(paths: ClusterPaths, change: str) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    stat = Path("/proc/self/stat").read_text().strip()
+    head, _, tail = stat.rpartition(")")
+    fields = tail.split()
+    record = paths.record(MASTER)
+    record.parent.mkdir()
+    record.write_text(f"{boot}\n{stat}\n")
+    assert paths.process(MASTER) == ProcessId.of(os.getpid())
+    if change == "start":
+        fields[22 - 3] = "1"
+    stat = f"{head}) {' '.join(fields)}"
+    text = {"boot": f"0{boot[1:]}x\n{stat}\n", "start": f"{boot}\n{stat}\n", "garbage": "x"}[change]
+    record.write_text(text)
+    assert paths.process(MASTER) is None
+
+
+def test_one_command_at_a_time(paths: ClusterPaths) -> None:
+    with paths.locked(), pytest.raises(Conflict, match="another hv cluster command"), paths.locked():
+        pass
+
+
+def test_credentials_are_private_and_kept(paths: ClusterPaths) -> None:
+    spec = ClusterSpec(7000, "sqlite", hosts_of(1))
+    cluster_up._write_credentials(paths, spec)
+    before = paths.kubeconfig.read_bytes()
+    cluster_up._write_credentials(paths, spec)
+    assert paths.kubeconfig.read_bytes() == before
+    for path in (paths.kubeconfig, paths.node_kubeconfig("host-1")):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert (paths.host("host-1") / "images").resolve() == paths.state / "images"
+
+
+def test_down_where_nothing_runs_is_harmless(paths: ClusterPaths) -> None:
+    said: list[str] = []
+    cluster_down.take_down(paths, said.append, delete=True)
+    assert not paths.master.exists()
+    cluster_down.take_down(paths, said.append, delete=False)
+
+
+def pod(name: str, *, owner: str = "", phase: str = "Running", volumes: Any = (), **metadata: Any) -> dict[str, Any]:
+    owners = [{"kind": owner, "name": "o", "controller": True}] if owner else []
+    meta = {"name": name, "namespace": "ns", "uid": f"uid-{name}", "ownerReferences": owners, **metadata}
+    return {"metadata": meta, "spec": {"volumes": list(volumes)}, "status": {"phase": phase}}
+
+
+RS, DS, BARE, DONE = pod("rs", owner="ReplicaSet"), pod("ds", owner="DaemonSet"), pod("bare"), pod("d", phase="Failed")
+SCRATCH = pod("scratch", owner="ReplicaSet", volumes=[{"name": "v", "emptyDir": {}}])
+MIRROR = pod("static", annotations={nodes.MIRROR: "x"})
+
+
+@pytest.mark.parametrize(
+    ("pods", "how", "expected"),
+    [
+        ([RS, DONE, MIRROR], nodes.Drain(), ["rs", "d"]),
+        ([RS, DS], nodes.Drain(), "ns/ds is a DaemonSet's .--ignore-daemonsets"),
+        ([RS, DS], nodes.Drain(ignore_daemonsets=True), ["rs"]),
+        ([BARE], nodes.Drain(), "ns/bare has no controller .--force"),
+        ([BARE], nodes.Drain(force=True), ["bare"]),
+        ([SCRATCH], nodes.Drain(), "--delete-emptydir-data"),
+        ([SCRATCH], nodes.Drain(delete_emptydir=True), ["scratch"]),
+    ],
+)
+def test_which_pods_are_evicted(pods: list[dict[str, Any]], how: nodes.Drain, expected: str | list[str]) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(InvalidInput, match=expected):
+            nodes.to_evict(pods, how)
+    else:
+        assert [p["metadata"]["name"] for p in nodes.to_evict(pods, how)] == expected
+
+
+class Api:
+    """A server on which a pod goes when it is evicted, and evictions are refused `refusals` times."""
+
+    def __init__(self, pods: list[dict[str, Any]], refusals: int = 0, goes: bool = True) -> None:
+        self.pods = {p["metadata"]["name"]: p for p in pods}
+        self.refusals = refusals
+        self.goes = goes
+        self.calls: list[str] = []
+
+    def patch(self, _resource: Any, name: str, change: Any) -> None:
+        self.calls.append(f"patch {name} {json.dumps(change)}")
+
+    def list(self, _resource: Any, **query: str) -> list[dict[str, Any]]:
+        self.calls.append(f"list {query}")
+        return list(self.pods.values())
+
+    def create(self, _resource: Any, obj: Any, namespace: str, *, at: str) -> None:
+        self.calls.append(f"{namespace}/{at} {obj['deleteOptions']}")
+        if self.refusals:
+            self.refusals -= 1
+            raise ApiError("TooManyRequests", "a budget is in the way")
+        if self.goes:
+            del self.pods[obj["metadata"]["name"]]
+
+    def get(self, _resource: Any, name: str, _namespace: str) -> dict[str, Any]:
+        if name not in self.pods:
+            raise ApiError("NotFound", name)
+        return self.pods[name]
+
+
+def test_drain_cordons_first_and_waits_for_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "RETRY_EVICTION", 0.01)
+    api: Any = Api([RS], refusals=2)
+    nodes.drain_host(api, "h", nodes.Drain(grace_s=3), lambda _: None)
+    evict = "ns/rs/eviction {'preconditions': {'uid': 'uid-rs'}, 'gracePeriodSeconds': 3}"
+    assert api.calls == [
+        'patch h {"spec": {"unschedulable": true}}',
+        "list {'fieldSelector': 'spec.nodeName=h'}",
+        *[evict] * 3,
+    ]
+
+
+def test_drain_ends_in_time_and_says_what_is_left() -> None:
+    api: Any = Api([RS], goes=False)
+    with pytest.raises(Timeout, match="left: ns/rs"):
+        nodes.drain_host(api, "h", nodes.Drain(timeout_s=0.3), lambda _: None)
+
+
+def test_a_pod_made_again_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    api: Any = Api([RS], goes=False)
+    monkeypatch.setattr(api, "get", lambda *_: pod("rs", uid="another"))
+    nodes.drain_host(api, "h", nodes.Drain(timeout_s=5), lambda _: None)
