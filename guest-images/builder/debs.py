@@ -92,6 +92,39 @@ def fetch(debs: Iterable[Deb], cache: Path) -> None:
             raise BuildError(f"{deb.file}: apt fetched other bytes than its index names; run `apt-get update` as root")
 
 
+def fetch_source(name: str, version: str, folder: Path) -> Path:
+    """Downloads a package's source into `folder`; its description (``.dsc``).
+
+    It comes from the mirror that has the binary package, by lists of our own: this machine's name no sources, mostly.
+
+    :raises BuildError: the mirror does not have that version's
+    """
+    uris = output_of([*_APT, "--print-uris", "download", f"{name}={version}"])
+    match = re.search(r"^'([^']+)/pool/", uris, re.MULTILINE)
+    if match is None:
+        raise BuildError(f"apt knows no address of {name} {version}; run `apt-get update` as root")
+    suites = ("-security",) if "security" in match[1] else ("", "-updates")
+    state = folder / "apt"
+    for name_of_folder in ("lists/partial", "cache/archives/partial"):
+        (state / name_of_folder).mkdir(parents=True)
+    key = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+    rows = [f"deb-src {key} {match[1]} bookworm{suite} main\n" for suite in suites]
+    (state / "sources.list").write_text("".join(rows))
+    own = {
+        "Dir::Etc::sourcelist": state / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": state / "lists",
+        "Dir::Cache": state / "cache",
+    }
+    apt = [*_APT, *(word for option, value in own.items() for word in ("-o", f"{option}={value}"))]
+    output_of([*apt, "update"])
+    output_of([*apt, "source", "--download-only", f"{name}={version}"], cwd=folder)
+    found = sorted(folder.glob("*.dsc"))
+    if len(found) != 1:
+        raise BuildError(f"apt has fetched no source of {name} {version}")
+    return found[0]
+
+
 def unpack(deb: Deb, cache: Path) -> Path:
     """The folder with the package's files, unpacked once and kept in `cache`. Read-only by agreement: copy from it.
 

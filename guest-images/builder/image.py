@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import debs, initrd, kernel, manifest, packages, pyroot, stamp
+from builder.crun import static_crun
 from builder.errors import BuildError
 from builder.root import RootInputs, build_root
 from builder.run import say
@@ -69,11 +70,12 @@ def build_image(project: Project, out: Path, cache: Path, *, force: bool = False
         return False
     debs.fetch(chosen.values(), cache)
     unpacked = {name: debs.unpack(deb, cache) for name, deb in chosen.items()}
+    crun = static_crun(chosen, unpacked, cache)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as scratch:
         finished = Path(scratch) / "finished"
         finished.mkdir()
-        _make_files(project, chosen, unpacked, Path(scratch), finished)
+        _make_files(project, chosen, unpacked, crun, Path(scratch), finished)
         stamp.replace(finished, out, (*FILES, "manifest.json"), inputs)
     sizes = ", ".join(f"{name} {(out / name).stat().st_size / 1e6:.1f} MB" for name in FILES)
     say(f"{out.name} is ready: {sizes}")
@@ -81,13 +83,14 @@ def build_image(project: Project, out: Path, cache: Path, *, force: bool = False
 
 
 def _resolve_packages(cache: Path) -> dict[str, debs.Deb]:
-    names = [packages.KERNEL_METAPACKAGE, *packages.ROOT_PACKAGES]
+    names = [packages.KERNEL_METAPACKAGE, *packages.ROOT_PACKAGES, *packages.BUILD_PACKAGES]
     return debs.resolve(names, cache, expand={packages.KERNEL_METAPACKAGE: debs.kernel_package})
 
 
 def _make_files(
-    project: Project, chosen: Mapping[str, debs.Deb], unpacked: Mapping[str, Path], scratch: Path, finished: Path
-) -> None:
+    project: Project, chosen: Mapping[str, debs.Deb], unpacked: Mapping[str, Path], crun: Path, scratch: Path,
+    finished: Path,
+) -> None:  # fmt: skip
     if not project.init.is_file():
         raise BuildError(f"{project.init} is not built; run `make native` in the project's root first")
     package = next(path for name, path in unpacked.items() if name.startswith("linux-image-"))
@@ -99,7 +102,8 @@ def _make_files(
     modules = initrd.resolve_modules(packages.MODULES, package)
     initrd.write_initrd(finished / "initrd.img", project.init, modules)
     say(f"initrd with {len(modules)} modules")
-    inputs = RootInputs(unpacked, project.agent_sources(), project.helper, python)
+    rooted = {name: path for name, path in unpacked.items() if name not in packages.BUILD_PACKAGES}
+    inputs = RootInputs(rooted, project.agent_sources(), project.helper, crun, python)
     build_root(inputs, scratch, finished / "root.erofs")
     description = manifest.describe(
         finished,

@@ -5,26 +5,22 @@ from __future__ import annotations
 # Its only dependency is the kernel package of the day, which is what gets unpacked.
 KERNEL_METAPACKAGE = "linux-image-cloud-amd64"
 
+# For building crun (crun.py): headers and archives.
+BUILD_PACKAGES = ("libcap-dev", "libseccomp-dev", "libyajl-dev")
+
 # The agent's root. Not a closure of Debian dependencies but of what is really loaded: the build checks that each shared
 # library named by a packed program is there, and names the one that is missing.
 ROOT_PACKAGES = (
     "crun",
     "golang-github-containers-common",  # the default seccomp profile
     "libc6",
-    "libcap2",
     "libexpat1",
     "libffi8",
     "libgcc-s1",
-    "libgcrypt20",
-    "libgpg-error0",
-    "liblz4-1",
+    "liblz4-1",  # for unpacking the kernel
     "liblzma5",
     "libpython3.11-minimal",
     "libpython3.11-stdlib",
-    "libseccomp2",
-    "libsystemd0",
-    "libyajl2",
-    "libzstd1",
     "python3.11-minimal",
     "zlib1g",
 )

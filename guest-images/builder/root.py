@@ -39,6 +39,7 @@ class RootInputs:
     packages: Mapping[str, Path]  # unpacked, by name
     agent_sources: Mapping[str, Path]  # path below the agent's folder -> file of this project
     helper: Path  # hv-exec
+    crun: Path  # static
     python: pyroot.GuestPython  # with the whole standard library
 
 
@@ -50,7 +51,7 @@ def build_root(inputs: RootInputs, scratch: Path, target: Path) -> None:
     root, agent = scratch / "root", scratch / "agent"
     tree.lay_out(root, _DIRECTORIES)
     _install_texts(root)
-    tree.copy_file(inputs.packages["crun"] / "usr/bin/crun", root / "usr/bin/crun")
+    tree.copy_file(inputs.crun, root / "usr/bin/crun")
     tree.copy_file(inputs.packages["python3.11-minimal"] / "usr/bin/python3.11", root / "usr/bin/python3.11")
     if inputs.helper.is_file():
         tree.copy_file(inputs.helper, root / AGENT_FOLDER / "hv-exec")
