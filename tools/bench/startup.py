@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import ClientSession
 from host import Host, fresh_host
 from measure import Figure, interleaved
 
 TRUE = ("busybox", "--", "true")
+AT_ONCE = (10, 30)
+#: of the command's own timing: from the request at the daemon to the container's exit
+_REQUEST_TO_EXIT = ("create", "start", "run")
 
 
 def run(rounds: int) -> list[Figure]:
@@ -19,6 +23,7 @@ def run(rounds: int) -> list[Figure]:
         made = host.seconds("run", "--rm", *TRUE)
         host.run("run", "-d", "--name", "warm", "busybox", "--", "sleep", "100000")
         host.run("exec", "warm", "--", "true")
+        host.run("run", "--rm", *TRUE)  # the first clone has recorded the working set of those after it
         phases: dict[str, list[dict[str, float]]] = {"clone": [], "cold": []}
         samples = interleaved(
             rounds,
@@ -28,6 +33,7 @@ def run(rounds: int) -> list[Figure]:
             exec_daemon=lambda: asyncio.run(_exec_seconds(host)) * 1e3,
             version=lambda: host.seconds("version") * 1e3,
         )
+        crowds = {count: _at_once(host, count) for count in AT_ONCE}
     figures = [
         Figure("cold `hv run --rm --cold busybox -- true`, whole process", "s", samples["cold"], bar=8.0),
         Figure("`hv run --rm busybox -- true` from a template, whole process", "s", samples["clone"]),
@@ -36,17 +42,44 @@ def run(rounds: int) -> list[Figure]:
         Figure("warm `hv exec POD -- true`, whole process", "ms", samples["exec_cli"], bar=150.0),
         Figure("beside it: `hv version`, whole process", "ms", samples["version"]),
     ]
+    figures += _start_figures(phases["clone"])
+    figures += [_at_once_figure(count, exits) for count, exits in crowds.items()]
     for kind, rows in phases.items():
         for name in rows[0]:
             figures.append(Figure(f"{kind}: phase {name}", "s", tuple(row[name] for row in rows if name in row)))
     return figures
 
 
+def _start_figures(rows: list[dict[str, float]]) -> list[Figure]:
+    exits = tuple(row["request to exit"] for row in rows)
+    first = tuple(row["vm"] + row["boot"] + row["setup"] for row in rows)
+    return [
+        Figure("from a template: request at the daemon to the container's exit, p50", "s", exits, bar=0.60),
+        Figure("the same, the slowest of these", "s", (max(exits),), bar=1.2),
+        # The first answer is that to setup, which is at its end; some 30 ms of this are before QEMU's start.
+        Figure("clone: QEMU's start to the agent's first answer, at most", "s", first, bar=0.35),
+    ]
+
+
+def _at_once(host: Host, count: int) -> tuple[float, ...]:
+    """Seconds from request to exit of each of `count` runs that begin together."""
+    rows: list[dict[str, float]] = []
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(_timed_run, host, rows) for _ in range(count)]:
+            done.result()
+    return tuple(row["request to exit"] for row in rows)
+
+
+def _at_once_figure(count: int, exits: tuple[float, ...]) -> Figure:
+    return Figure(f"the same, {count} at once, each", "s", exits)
+
+
 def _timed_run(host: Host, phases: list[dict[str, float]], *options: str) -> float:
     start = time.perf_counter()
     done = host.run("run", "--rm", "--timing", *options, *TRUE)
     seconds = time.perf_counter() - start
-    phases.append(json.loads(done.stderr.decode().splitlines()[-1])["host"])
+    timing = json.loads(done.stderr.decode().splitlines()[-1])
+    phases.append(timing["host"] | {"request to exit": sum(timing["hv"][name] for name in _REQUEST_TO_EXIT)})
     return seconds
 
 
