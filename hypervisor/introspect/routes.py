@@ -1,8 +1,8 @@
-"""The routes that a kubelet serves: health, logs, exec and attach.
+"""The routes that a kubelet serves: health, logs, exec, attach and port-forward.
 
 Whoever owns the application authenticates before these are reached, and turns `HvError` into a Status body.
 The walk of each: request -> command (`commands`) -> which VM (`target`) -> agent over vsock (`agent`) -> streams
-(`session`, `websocket`).
+(`session` over `websocket` or `spdy`; `portforward`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from hypervisor.introspect import session, websocket
 from hypervisor.introspect.agent import AgentClient, AgentStream
 from hypervisor.introspect.archived import read_archived
 from hypervisor.introspect.commands import AttachCommand, ExecCommand, LogsCommand
+from hypervisor.introspect.portforward import spdy as forward_spdy
+from hypervisor.introspect.portforward import websocket as forward_websocket
+from hypervisor.introspect.spdy import channels, upgrade
 from hypervisor.introspect.target import PodLookup, PodTarget
 
 PODS: web.AppKey[PodLookup] = web.AppKey("pods")
@@ -31,6 +34,8 @@ def add_routes(app: web.Application, pods: PodLookup) -> None:
         for tail in ("{namespace}/{pod}/{container}", "{namespace}/{pod}/{uid}/{container}"):
             app.router.add_route(method, f"/exec/{tail}", _exec)
             app.router.add_route(method, f"/attach/{tail}", _attach)
+        for tail in ("{namespace}/{pod}", "{namespace}/{pod}/{uid}"):
+            app.router.add_route(method, f"/portForward/{tail}", _port_forward)
 
 
 async def _healthz(_request: web.Request) -> web.Response:
@@ -61,9 +66,12 @@ async def _attach(request: web.Request) -> web.StreamResponse:
 
 async def _stream(request: web.Request, target: PodTarget, command: ExecCommand | AttachCommand) -> web.StreamResponse:
     """The agent is asked first: what it refuses becomes an HTTP error that the client can read, not a broken stream."""
+    if upgrade.wanted(request):
+        return await _stream_spdy(request, target, command)
     if not set(websocket.offered(request)) & set(websocket.PROTOCOLS):
         raise InvalidInput(
-            f"upgrade to a WebSocket with one of the subprotocols {', '.join(websocket.PROTOCOLS)}",
+            f"upgrade to {upgrade.UPGRADE}, or to a WebSocket with one of the subprotocols "
+            f"{', '.join(websocket.PROTOCOLS)}",
             where="Sec-WebSocket-Protocol",
         )
     call, args = command.agent_request()
@@ -71,6 +79,29 @@ async def _stream(request: web.Request, target: PodTarget, command: ExecCommand 
         client = await websocket.accept(request)
         await session.run(client, agent)
         return client.response
+
+
+async def _stream_spdy(
+    request: web.Request, target: PodTarget, command: ExecCommand | AttachCommand
+) -> web.StreamResponse:
+    upgrade.agree(request, channels.PROTOCOLS)
+    call, args = command.agent_request()
+    async with (
+        _agent(target).stream(call, args) as agent,
+        upgrade.accept(request, channels.PROTOCOLS) as (transport, protocol),
+    ):
+        await channels.serve(transport, protocol, command, agent)
+    return web.Response()  # not sent: the connection was another protocol's, and has ended
+
+
+async def _port_forward(request: web.Request) -> web.StreamResponse:
+    where = request.match_info
+    agent = _agent(request.app[PODS].find(where["namespace"], where["pod"]))
+    if upgrade.wanted(request):
+        async with upgrade.accept(request, (forward_spdy.PROTOCOL,)) as (transport, _):
+            await forward_spdy.serve(transport, agent)
+        return web.Response()  # as above
+    return await forward_websocket.serve(request, agent)
 
 
 async def _logs(request: web.Request) -> web.StreamResponse:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from hypervisor.errors import HvError, ProtocolError
 from hypervisor.introspect.agent import AgentClient
 from hypervisor.introspect.portforward.forward import forward, port_number
-from hypervisor.introspect.spdy.connection import SpdyConnection, SpdyStream
+from hypervisor.introspect.spdy.connection import SpdyConnection, SpdyStream, Transport
 
 PROTOCOL = "portforward.k8s.io"
 PARTNER_S = 30.0
@@ -109,3 +109,12 @@ async def _quietly(call: object) -> None:
     """For what is only courtesy towards a client that may have gone."""
     with suppress(OSError):
         await call  # type: ignore[misc]
+
+
+async def serve(transport: Transport, agent: AgentClient) -> None:
+    """Serves the client at the other end of `transport` until it goes."""
+    connection = SpdyConnection(transport, server=True)
+    try:
+        await SpdyForwarder(connection, agent).run()
+    finally:
+        await connection.close()

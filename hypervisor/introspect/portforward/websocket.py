@@ -18,23 +18,39 @@ from aiohttp import WSMsgType, web
 
 from hypervisor.errors import InvalidInput
 from hypervisor.introspect.agent import AgentClient
+from hypervisor.introspect.portforward import spdy
 from hypervisor.introspect.portforward.forward import forward, port_number
-from hypervisor.introspect.portforward.spdy import PROTOCOL, SpdyForwarder
-from hypervisor.introspect.spdy.connection import SpdyConnection
-from hypervisor.introspect.websocket import HEARTBEAT, MAX_MESSAGE, V4
+from hypervisor.introspect.websocket import HEARTBEAT, MAX_MESSAGE, V4, offered
 
-TUNNEL = f"SPDY/3.1+{PROTOCOL}"
+TUNNEL = f"SPDY/3.1+{spdy.PROTOCOL}"
 MAX_PORTS = 100
 HELD = 16
 """Messages of a channel that wait for the pod before the WebSocket is read no further."""
 
 
-async def accept(request: web.Request) -> web.WebSocketResponse:
-    """Answers the upgrade; tunnelled where the client offers it."""
+async def serve(request: web.Request, agent: AgentClient) -> web.StreamResponse:
+    """Answers the upgrade, tunnelled where the client offers it, and serves the client until it goes.
+
+    :raises InvalidInput: no upgrade to one of the subprotocols, or no ports; nothing has been answered
+    """
+    protocols = offered(request)
+    if not {TUNNEL, V4} & set(protocols):
+        raise InvalidInput(
+            f"upgrade to SPDY/3.1, or to a WebSocket with subprotocol {TUNNEL} or {V4}", where="Sec-WebSocket-Protocol"
+        )
+    ports = (
+        []
+        if TUNNEL in protocols
+        else parse_ports([*request.query.getall("ports", []), *request.query.getall("port", [])])
+    )
     socket = web.WebSocketResponse(
         protocols=(TUNNEL, V4), max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT, compress=False
     )
     await socket.prepare(request)
+    if socket.ws_protocol == TUNNEL:
+        await spdy.serve(TunnelTransport(socket), agent)
+    else:
+        await run_plain(socket, agent, ports)
     return socket
 
 
@@ -58,15 +74,6 @@ class TunnelTransport:
 
     async def close(self) -> None:
         await self._socket.close()
-
-
-async def run_tunnelled(socket: web.WebSocketResponse, agent: AgentClient) -> None:
-    """Serves a tunnelled client until it goes."""
-    connection = SpdyConnection(TunnelTransport(socket), server=True)
-    try:
-        await SpdyForwarder(connection, agent).run()
-    finally:
-        await connection.close()
 
 
 def parse_ports(texts: Sequence[str]) -> list[int]:

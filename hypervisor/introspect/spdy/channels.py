@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
 
 from hypervisor.errors import ProtocolError
-from hypervisor.introspect.agent import Ending
+from hypervisor.introspect import session
+from hypervisor.introspect.agent import AgentStream, Ending
+from hypervisor.introspect.commands import AttachCommand, ExecCommand
 from hypervisor.introspect.session import ClientEvent, Stdin, StdinEnd
-from hypervisor.introspect.spdy.connection import SpdyConnection, SpdyStream
+from hypervisor.introspect.spdy.connection import SpdyConnection, SpdyStream, Transport
 from hypervisor.introspect.status import status_of_ending
 from hypervisor.introspect.websocket import parse_resize
 
@@ -24,11 +27,32 @@ STREAMS_S = 30.0
 """Seconds that a client has to open its streams."""
 
 
-def expected(*, stdin: bool, stdout: bool, stderr: bool, tty: bool, protocol: str) -> frozenset[str]:
-    """The streams that a client with these flags opens."""
-    wanted = {"error": True, "stdin": stdin, "stdout": stdout, "stderr": stderr and not tty}
-    wanted["resize"] = tty and protocol in (V4, "v3.channel.k8s.io")
+def expected(command: ExecCommand | AttachCommand, protocol: str) -> frozenset[str]:
+    """The streams that a client which asked for `command` opens."""
+    wanted = {"error": True, "stdin": command.stdin, "stdout": command.stdout}
+    wanted["stderr"] = command.stderr and not command.tty
+    wanted["resize"] = command.tty and protocol in (V4, "v3.channel.k8s.io")
     return frozenset(name for name, yes in wanted.items() if yes)
+
+
+async def serve(transport: Transport, protocol: str, command: ExecCommand | AttachCommand, agent: AgentStream) -> None:
+    """Runs a session with the client at the other end of `transport`; returns when it is over and nothing is left."""
+    connection = SpdyConnection(transport, server=True)
+    reading = asyncio.create_task(_read(connection), name="spdy")
+    try:
+        streams = await gather(connection, expected(command, protocol))
+        await session.run(SpdyChannels(connection, streams, protocol), agent)
+    except ProtocolError:
+        pass  # the client sees the connection end
+    finally:
+        await connection.close()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _read(connection: SpdyConnection) -> None:
+    with suppress(ProtocolError):  # it ends the connection, which is all that there is to do
+        await connection.run()
 
 
 async def gather(connection: SpdyConnection, names: Collection[str]) -> dict[str, SpdyStream]:
