@@ -10,7 +10,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HEADERS = ("pfdb.h", "space.h", "source.h", "fault.h")
-SOURCES = ("pfdb.c", "space.c", "source.c", "source_zstd.c", "source_remote.c", "fault.c")
+SOURCES = tuple(sorted(path.name for path in HERE.glob("*.c") if path.name != "preload.c"))
 
 
 def declarations() -> str:

@@ -1,5 +1,5 @@
 # Page-frame database, address spaces, the fault server, and the library that is preloaded into QEMU.
-MEMORY_SOURCES := memory/pfdb.c memory/space.c memory/source.c memory/source_zstd.c memory/source_remote.c memory/fault.c
+MEMORY_SOURCES := $(filter-out memory/preload.c,$(wildcard memory/*.c))
 MEMORY_HEADERS := $(wildcard memory/*.h) common/cleanup.h
 MEMORY_TESTS := $(TESTS_DIR)/memory
 
