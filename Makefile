@@ -49,13 +49,13 @@ guest-image: native ## kernel, initramfs and root of the pod VMs, into guest-ima
 samples: guest-image ## sample OCI images busybox, python and web, into guest-images/out/samples
 	@$(MAKE) --no-print-directory -C guest-images samples
 
-# ---- a host on this machine ------------------------------------------------------------------------------------------
+# ---- a cluster on this machine ---------------------------------------------------------------------------------------
 
-cluster: install samples ## a host in the background, a sample pod, a command run in it; harmless to run again
+cluster: install samples ## master and two hosts in the background, a sample pod, a command run in it; harmless to run again
 	@tools/cluster-up $(HV)
 
-cluster-down: ## stop the host and its pods, and remove what `make cluster` made
-	@[ -x $(HV) ] && $(HV) host stop --pods || true
+cluster-down: ## stop the cluster and its pods, and the host of its own that hv run made
+	@[ -x $(HV) ] && $(HV) cluster down && $(HV) host stop --pods || true
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
