@@ -1,6 +1,6 @@
 """``make bench``: runs the benchmarks and writes docs/performance.md, its JSON and its plots.
 
-Usage: run.py [--rounds N] [SECTION ...]     sections: startup, guest_speed, streams, vsock, page_table, store, memory, faults
+Usage: run.py [--rounds N] [SECTION ...]     sections: see SECTIONS, or --help
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ import importlib
 
 import report
 
-SECTIONS = {"startup": 15, "guest_speed": 5, "streams": 5, "vsock": 3, "page_table": 5, "store": 3, "memory": 1, "faults": 9}
+SECTIONS = {
+    "startup": 15,
+    "guest_speed": 5,
+    "streams": 5,
+    "vsock": 3,
+    "page_table": 5,
+    "store": 3,
+    "memory": 1,
+    "faults": 9,
+}
 
 
 def main() -> None:
