@@ -27,6 +27,7 @@ import structlog
 from aiohttp import web
 
 from hypervisor.errors import InvalidInput, Unavailable
+from hypervisor.kube import kubeconfig
 from hypervisor.kube.client import ApiClient
 from hypervisor.kube.errors import ApiError
 from hypervisor.kube.resources import NAMESPACES
@@ -148,6 +149,7 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
         await _prepare(client)
         _settle_memory()
         port = await stack.enter_async_context(_listening(config, inside, auth))
+        await asyncio.to_thread(_write_kubeconfig, config, auth, port)
         if config.controllers:
             await stack.enter_async_context(_control_loops(client, auth, registry))
         log.info("master serves", version=__version__, pid=os.getpid(), address=config.address, port=port)
@@ -227,6 +229,23 @@ async def _prepare(client: LocalClient) -> None:
             if e.reason != "AlreadyExists":
                 raise
     await bootstrap.reconcile(client)
+
+
+def _write_kubeconfig(config: MasterConfig, auth: Auth, port: int) -> None:
+    """For the administrator: everything in one file, to be copied where it is needed."""
+    pair = parties.admin(auth.ca).read_bytes()
+    key_at = pair.index(b"-----BEGIN PRIVATE KEY")
+    server = f"https://{_reachable(config.address)}:{port}"
+    certificate, key = pair[:key_at], pair[key_at:]
+    made = kubeconfig.render(server=server, ca=auth.ca.pem, user=parties.ADMIN, certificate=certificate, key=key)
+    kubeconfig.write(config.state / "admin.kubeconfig", made)
+
+
+def _reachable(address: str) -> str:
+    """How a client on this machine calls a server that listens there."""
+    if address in ("0.0.0.0", "::"):
+        return "127.0.0.1" if address == "0.0.0.0" else "[::1]"
+    return f"[{address}]" if ":" in address else address
 
 
 def _settle_memory() -> None:

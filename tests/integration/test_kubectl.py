@@ -1,0 +1,223 @@
+"""Real kubectl against ``hv master``: each command's effect, on objects alone (no host, no VM)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KUBECTL = Path(sys.executable).parent / "kubectl"
+DEPLOYMENT = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: web, image: "busybox:1"}]}
+"""
+CONFIG = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: applied}\ndata: {colour: %s}\n"
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "n1"},
+    "status": {
+        "capacity": {"cpu": "4", "memory": "8Gi", "pods": "50"},
+        "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "50"},
+        "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+    },
+}
+
+
+class Kubectl:
+    """kubectl with the master's kubeconfig, in a namespace."""
+
+    def __init__(self, state: Path, namespace: str = "default") -> None:
+        self.namespace = namespace
+        self.env = os.environ | {
+            "KUBECONFIG": str(state / "admin.kubeconfig"),
+            "KUBECACHEDIR": str(state / "cache"),
+            "HOME": str(state),
+        }
+
+    def __call__(self, *args: str, stdin: str | None = None, code: int = 0, **env: str) -> str:
+        done = subprocess.run(
+            [KUBECTL, "-n", self.namespace, *args],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=self.env | env,
+            check=False,
+        )
+        assert done.returncode == code, f"kubectl {args}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def get(self, *args: str) -> Any:
+        return json.loads(self("get", *args, "-o", "json"))
+
+
+def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+    """Waits for a condition of the server."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "not within the time"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+    state = tmp_path_factory.mktemp("master")
+    command = [sys.executable, "-m", "hypervisor.cli.main", "master", "--state-dir", str(state), "--port", "0"]
+    with Path(state, "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as master:
+        run = Kubectl(state)
+        try:
+            until(lambda: master.poll() is not None or (state / "admin.kubeconfig").exists())
+            assert master.poll() is None, Path(state, "log").read_text()
+            until(lambda: "default" in run("get", "serviceaccounts"))
+            yield run
+        finally:
+            master.terminate()
+            assert master.wait(20) == 0, Path(state, "log").read_text()
+
+
+def test_discovery_and_explain(kubectl: Kubectl) -> None:
+    listed = kubectl("api-resources", "--no-headers")
+    assert "deployments" in listed and "po" in listed.split()
+    assert "apps/v1" in kubectl("api-versions")
+    assert "image" in kubectl("explain", "pod.spec.containers")
+    assert "podvisor" in kubectl("version")
+    assert "ok" in kubectl("get", "--raw", "/readyz?verbose")
+
+
+def test_create_of_every_sort(kubectl: Kubectl) -> None:
+    kubectl("create", "configmap", "made", "--from-literal=a=b")
+    kubectl("create", "secret", "generic", "hidden", "--from-literal=a=b")
+    kubectl("create", "serviceaccount", "robot")
+    kubectl("create", "job", "once", "--image=busybox", "--", "true")
+    assert kubectl.get("configmap", "made")["data"] == {"a": "b"}
+    assert kubectl.get("secret", "hidden")["data"] == {"a": "Yg=="}
+    assert kubectl.get("job", "once")["spec"]["template"]["spec"]["containers"][0]["command"] == ["true"]
+    assert "already exists" in kubectl("create", "configmap", "made", code=1)
+
+
+def test_apply_diff_and_server_side(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", "-", stdin=CONFIG % "red")
+    assert "unchanged" in kubectl("apply", "-f", "-", stdin=CONFIG % "red")
+    assert "+  colour: blue" in kubectl("diff", "-f", "-", stdin=CONFIG % "blue", code=1)
+    kubectl("apply", "-f", "-", stdin=CONFIG % "blue")
+    assert kubectl.get("cm", "applied")["data"] == {"colour": "blue"}
+    server_side = (CONFIG % "green").replace("applied", "owned")
+    kubectl("apply", "--server-side", "-f", "-", stdin=server_side)
+    kubectl("patch", "cm", "owned", "-p", '{"data":{"colour":"grey"}}')
+    assert "conflict" in kubectl("apply", "--server-side", "-f", "-", stdin=server_side, code=1)
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=server_side)
+    assert kubectl.get("cm", "owned")["data"] == {"colour": "green"}
+
+
+def test_unknown_fields_as_kubectl_asks(kubectl: Kubectl) -> None:
+    body = (CONFIG % "red").replace("applied", "odd") + "dada: {}\n"
+    assert 'unknown field "dada"' in kubectl("apply", "-f", "-", stdin=body, code=1)
+    assert 'unknown field "dada"' in kubectl("apply", "--validate=warn", "-f", "-", stdin=body)
+    assert "odd" not in kubectl("get", "cm", "-o", "name", "--field-selector=metadata.name=other")
+    kubectl("apply", "--validate=ignore", "-f", "-", stdin=body)
+
+
+def test_deployment_scale_and_output_forms(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
+    until(lambda: len(kubectl.get("pods", "-l", "app=web")["items"]) == 2)
+    kubectl("scale", "deployment/web", "--replicas=3")
+    until(lambda: len(kubectl.get("pods", "-l", "app=web")["items"]) == 3)
+    assert "IP" in kubectl("get", "pods", "-o", "wide").splitlines()[0]
+    assert "replicas: 3" in kubectl("get", "deployment", "web", "-o", "yaml")
+    assert kubectl("get", "deployment", "web", "-o", "jsonpath={.spec.replicas}") == "3"
+    assert kubectl("get", "deploy", "-o", "custom-columns=N:.metadata.name", "--no-headers").split() == ["web"]
+    assert "busybox:1" in kubectl("describe", "deployment", "web")
+    kubectl("delete", "deployment", "web")
+    until(lambda: kubectl.get("pods", "-l", "app=web")["items"] == [])
+
+
+def test_label_annotate_patch_and_edit(kubectl: Kubectl, tmp_path: Path) -> None:
+    kubectl("create", "configmap", "changed", "--from-literal=a=1")
+    kubectl("label", "cm", "changed", "team=red")
+    kubectl("annotate", "cm", "changed", "note=hello")
+    kubectl("patch", "cm", "changed", "--type=merge", "-p", '{"data":{"a":"2"}}')
+    kubectl("patch", "cm", "changed", "--type=json", "-p", '[{"op":"add","path":"/data/b","value":"3"}]')
+    kubectl("patch", "cm", "changed", "--type=strategic", "-p", '{"data":{"c":"4"}}')
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nsed -i \'s/a: "2"/a: "5"/\' "$1"\n')
+    editor.chmod(0o755)
+    kubectl("edit", "cm", "changed", KUBE_EDITOR=str(editor))
+    found = kubectl.get("cm", "changed")
+    assert found["data"] == {"a": "5", "b": "3", "c": "4"}
+    assert found["metadata"]["labels"] == {"team": "red"}
+    assert found["metadata"]["annotations"]["note"] == "hello"
+
+
+def test_watch_and_wait(kubectl: Kubectl) -> None:
+    command = [KUBECTL, "get", "cm", "-w", "--field-selector=metadata.name=seen", "-o", "name"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=kubectl.env) as watching:
+        try:
+            kubectl("create", "configmap", "seen")
+            assert watching.stdout is not None
+            assert watching.stdout.readline().strip() == "configmap/seen"
+        finally:
+            watching.terminate()
+    kubectl("run", "slow", "--image=busybox")
+    waiting = subprocess.Popen([KUBECTL, "wait", "pod/slow", "--for=condition=Ready"], env=kubectl.env)
+    ready = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
+    kubectl("patch", "pod", "slow", "--subresource=status", "--type=merge", "-p", json.dumps(ready))
+    assert waiting.wait(20) == 0
+    assert "Running" in kubectl("get", "pod", "slow")
+    assert "deleted" in kubectl("delete", "pod", "slow", "--force", "--grace-period=0")
+    assert "NotFound" in kubectl("get", "pod", "slow", code=1)
+
+
+def test_who_may_do_what(kubectl: Kubectl) -> None:
+    assert "kubernetes-admin" in kubectl("auth", "whoami")
+    assert kubectl("auth", "can-i", "delete", "pods").strip() == "yes"
+    kubectl("create", "role", "reader", "--verb=get,list", "--resource=pods")
+    kubectl("create", "rolebinding", "joe-reads", "--role=reader", "--user=joe")
+    assert kubectl("auth", "can-i", "list", "pods", "--as=joe").strip() == "yes"
+    assert "no" in kubectl("auth", "can-i", "delete", "pods", "--as=joe", code=1)
+    assert 'User "joe" cannot delete' in kubectl("delete", "pod", "any", "--as=joe", code=1)
+
+
+def test_cordon_schedule_and_drain(kubectl: Kubectl) -> None:
+    kubectl("create", "-f", "-", stdin=json.dumps(NODE))
+    kubectl("patch", "node", "n1", "--subresource=status", "--type=merge", "-p", json.dumps({"status": NODE["status"]}))
+    kubectl("cordon", "n1")
+    assert "SchedulingDisabled" in kubectl("get", "node", "n1")
+    kubectl("uncordon", "n1")
+    assert "spec" not in kubectl.get("node", "n1") or not kubectl.get("node", "n1")["spec"].get("unschedulable")
+    kubectl("run", "bound", "--image=busybox")
+    binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "bound"}, "target": {"name": "n1"}}
+    if not kubectl.get("pod", "bound")["spec"].get("nodeName"):
+        kubectl(
+            "create", "--raw", "/api/v1/namespaces/default/pods/bound/binding", "-f", "-", stdin=json.dumps(binding)
+        )
+    assert kubectl.get("pod", "bound")["spec"]["nodeName"] == "n1"
+    kubectl("patch", "pod", "bound", "--subresource=status", "-p", '{"status":{"phase":"Succeeded"}}')
+    kubectl("drain", "n1", "--force", "--timeout=20s")
+    assert kubectl.get("pods", "--field-selector=spec.nodeName=n1,status.phase!=Succeeded")["items"] == []
+
+
+def test_namespaces_come_and_go(kubectl: Kubectl) -> None:
+    kubectl("create", "namespace", "brief")
+    inside = Kubectl(Path(kubectl.env["HOME"]), "brief")
+    until(lambda: "default" in inside("get", "sa"))
+    inside("create", "configmap", "gone")
+    kubectl("delete", "namespace", "brief", "--timeout=20s")
+    assert "NotFound" in kubectl("get", "namespace", "brief", code=1)
+    assert "not found" in inside("create", "configmap", "late", code=1)
