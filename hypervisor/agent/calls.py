@@ -61,6 +61,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
         "container.pause": partial(_freeze, agent, True),
         "container.resume": partial(_freeze, agent, False),
         "container.stats": partial(_stats, agent),
+        "probe": partial(_probe, agent),
         "shutdown": partial(_shutdown, agent, on_shutdown),
     }
     calls.streaming = {
@@ -186,6 +187,12 @@ async def _freeze(agent: Agent, frozen: bool, args: dict[str, Any]) -> dict[str,
 async def _stats(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
     Fields(args, "container.stats").done()
     return await stats.collect(agent.ready().containers)
+
+
+async def _probe(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
+    from . import probe
+
+    return await probe.run_probe(args, agent.ready())
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ class Container:
         self.started_ns = 0
         self.finished_ns = 0
         self.message = ""
+        self.termination_message = ""
         self.root = Root(spec.name)
         self.cgroup = Cgroup(spec.name)
         self.log_directory = f"{LOGS}/{spec.name}"
@@ -151,5 +152,6 @@ class Container:
             "started_ns": self.started_ns,
             "finished_ns": self.finished_ns,
             "message": self.message,
+            "termination_message": self.termination_message,
             "log_dropped_bytes": self.streams.log.dropped_bytes,
         }

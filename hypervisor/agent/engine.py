@@ -12,7 +12,7 @@ import signal
 from contextlib import suppress
 from typing import Any
 
-from . import bundle, launch, logs
+from . import bundle, launch, logs, messages
 from .caps import effective
 from .container import EXITED, PAUSED, RUNNING, Container
 from .errors import AgentError, conflict, from_os, invalid, not_found
@@ -168,6 +168,8 @@ class Engine:
             binds.append(bundle.Bind(source, mount.path, mount.read_only))
         for i, file in enumerate(spec.files):
             binds.append(bundle.Bind(root.write_file(i, file), file.path, True))
+        if spec.message is not None:
+            binds.append(bundle.Bind(root.make_message_file(), spec.message.path, False))
         return binds
 
     async def _failed(self, container: Container, error: AgentError) -> None:
@@ -185,6 +187,7 @@ class Engine:
         container.cgroup.kill()
         container.cgroup.thaw()
         await container.streams.drained()
+        container.termination_message = messages.read(container, failed=ended != 0)
         container.now_exited(exit_code(ended), exit_signal(ended))
         if container.oom_killed:
             self.hub.publish("oom", container.as_json())

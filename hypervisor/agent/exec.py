@@ -25,9 +25,9 @@ import select
 import socket
 import struct
 import termios
-from collections.abc import Awaitable
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
 
 from . import wire
 from .container import Container
@@ -314,9 +314,22 @@ def _resolve_in(container: Container, user: User | str) -> User:
         os.close(root)
 
 
-async def run_exec(args: dict[str, Any], connection: Connection, engine: Engine, reaper: Reaper) -> None:
-    """The call."""
-    container, request, stdin = parse_exec(args, engine)
+class Spawned(NamedTuple):
+    """A new process in a container: its streams and report, its pid, and the future of its wait status."""
+
+    process: Process
+    pid: int
+    status: asyncio.Future[int]
+
+
+@asynccontextmanager
+async def spawn_in(
+    container: Container, request: ExecRequest, reaper: Reaper, *, stdin: bool = False
+) -> AsyncIterator[Spawned]:
+    """Executes `request` in a running container; streams that nobody has taken are closed on the way out.
+
+    :raises AgentError: there is no new process
+    """
     tty = request.terminal is not None
     with reaper.expecting():
         process = Process(encode(container.exec_prefix, request), container.pidfd, tty=tty, stdin=stdin)
@@ -331,10 +344,17 @@ async def run_exec(args: dict[str, Any], connection: Connection, engine: Engine,
     try:
         if process.report.master >= 0:
             process.take_terminal(stdin)
-        connection.accept({"pid": pid})
-        await _converse(connection, process, pid, status)
+        yield Spawned(process, pid, status)
     finally:
         process.close()
+
+
+async def run_exec(args: dict[str, Any], connection: Connection, engine: Engine, reaper: Reaper) -> None:
+    """The call."""
+    container, request, stdin = parse_exec(args, engine)
+    async with spawn_in(container, request, reaper, stdin=stdin) as spawned:
+        connection.accept({"pid": spawned.pid})
+        await _converse(connection, spawned.process, spawned.pid, spawned.status)
 
 
 async def _converse(connection: Connection, process: Process, pid: int, status: asyncio.Future[int]) -> None:

@@ -51,6 +51,17 @@ class File(NamedTuple):
     content: bytes
 
 
+class Message(NamedTuple):
+    """Where a container may leave word of why it ended, and how much of it is told.
+
+    :ivar from_logs: when it failed and left nothing, the end of its log is told
+    """
+
+    path: str
+    max_bytes: int
+    from_logs: bool
+
+
 class ContainerSpec(NamedTuple):
     """A whole container; every field has been checked by `parse_spec`."""
 
@@ -77,6 +88,7 @@ class ContainerSpec(NamedTuple):
     log_max_bytes: int
     log_files: int
     oom_score_adj: int
+    message: Message | None
 
 
 def parse_spec(args: object) -> ContainerSpec:
@@ -108,6 +120,7 @@ def parse_spec(args: object) -> ContainerSpec:
         log_max_bytes=fields.integer("log_max_bytes", 10 * 1024 * 1024, low=4096),
         log_files=fields.integer("log_files", 2, low=1, high=100),
         oom_score_adj=fields.integer("oom_score_adj", 0, low=-1000, high=1000),
+        message=_message(fields),
     )
     fields.done()
     check_command(spec.argv, spec.env, "container")
@@ -159,6 +172,20 @@ def parse_resources(fields: Fields) -> Resources:
     )
     fields.done()
     return resources
+
+
+def _message(fields: Fields) -> Message | None:
+    value = fields.take("message", dict, "an object or null", None)
+    if value is None:
+        return None
+    inner = Fields(value, fields.path("message"))
+    message = Message(
+        path=inner.path_text("path"),
+        max_bytes=inner.integer("max_bytes", 4096, low=1, high=4096),
+        from_logs=inner.flag("from_logs"),
+    )
+    inner.done()
+    return message
 
 
 def _image_disk(fields: Fields) -> str:

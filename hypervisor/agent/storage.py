@@ -153,6 +153,23 @@ class Root:
                 syscalls.unmount(f"{self.directory}/binds/{self._binds}", syscalls.MNT_DETACH)
             self._binds -= 1
 
+    @property
+    def message_file(self) -> str:
+        """Where the container's termination message lies, once `make_message_file` has been called."""
+        return f"{self._layers}/files/message"
+
+    def make_message_file(self) -> str:
+        """An empty file that anybody in the container may write, to be bound into it."""
+        try:
+            fd = os.open(self.message_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.fchmod(fd, 0o666)
+            finally:
+                os.close(fd)
+        except OSError as e:
+            raise from_os("the termination message's file", e) from e
+        return self.message_file
+
     def write_file(self, index: int, file: File) -> str:
         """A guest file with that content, to be bound into the container."""
         path = f"{self._layers}/files/{index}"
