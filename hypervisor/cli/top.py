@@ -9,7 +9,7 @@ import click
 from hypervisor.cli import output
 from hypervisor.cli.app import Settings, pass_settings
 
-HEADER = ("POD", "CONTAINER", "CPU TIME", "MEMORY", "PEAK", "PROCESSES", "DISK")
+HEADER = ("POD", "CONTAINER", "CPU TIME", "MEMORY", "PEAK", "PROCESSES", "DISK", "FAULTS", "FILLED")
 
 
 @click.command("top")
@@ -41,6 +41,7 @@ def _rows(pod: dict[str, Any]) -> list[list[str]]:
 def _row(pod: str, what: str, stats: dict[str, Any]) -> list[str]:
     cpu = stats.get("cpu_ns")
     pids = stats.get("pids")
+    ram = (stats.get("vmx") or {}).get("ram") or {}
     return [
         pod,
         what,
@@ -49,4 +50,6 @@ def _row(pod: str, what: str, stats: dict[str, Any]) -> list[str]:
         output.size(stats.get("memory_peak")),
         "-" if pids is None else str(pids),
         output.size(stats.get("disk_bytes")),
+        "-" if ram.get("faults") is None else str(ram["faults"]),
+        output.size(ram.get("bytes")),
     ]

@@ -16,6 +16,7 @@ from hypervisor.controller.api_images import add_image_routes
 from hypervisor.controller.api_pods import add_pod_routes
 from hypervisor.controller.api_sessions import in_session
 from hypervisor.controller.api_streams import flag
+from hypervisor.controller.metrics import add_metrics_route
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.static_pods import StaticPods
 from hypervisor.controller.top import usage
@@ -55,6 +56,7 @@ def make_app(host: Host) -> web.Application:
     add_pod_routes(app, host.pods)
     add_image_routes(app, host.images)
     add_kubelet_routes(app, host.pods)
+    add_metrics_route(app, host.pods)
     app.router.add_get("/hv/v1/version", _version)
     app.router.add_get("/hv/v1/host", _host)
     app.router.add_post("/hv/v1/host/stop", _stop)
@@ -101,4 +103,4 @@ async def _stop(request: web.Request) -> web.Response:
 
 
 async def _top(request: web.Request) -> web.Response:
-    return web.json_response(await usage(list(request.app[HOST].pods)))
+    return web.json_response(await usage(request.app[HOST].pods))

@@ -77,5 +77,8 @@ class Machines(Protocol):
     async def adopt(self, directory: Path) -> Machine | None:
         """The VM that an earlier daemon started there; None when it does not run. Believes nothing unchecked."""
 
+    def usage(self) -> Mapping[str, Any]:
+        """What it takes beside its VMs: ``page_frames`` of the database, ``pool`` of the warm VMs, where there are."""
+
     async def sweep(self, directory: Path) -> None:
         """Ends every process of the VM there and removes all that it left; harmless when there is nothing."""

@@ -70,6 +70,10 @@ class Pods:
         records = [p.journal.record for p in self._pods.values() if not p.journal.record.closed]
         return {c.image_id for r in records for c in (*r.init_containers, *r.containers) if c.image_id}
 
+    def host_usage(self) -> Mapping[str, Any]:
+        """What the VM manager takes beside the pods' VMs."""
+        return self._services.machines.usage()
+
     # ---- coming ------------------------------------------------------------------------------------------------------
 
     async def create(self, manifest: Any, *, source: str = "api", uid: str = "") -> PodVm:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from hypervisor.controller.metrics import share_frames
+from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
 from hypervisor.errors import HvError
 from hypervisor.introspect.agent import AgentClient
@@ -12,9 +14,11 @@ from hypervisor.introspect.agent import AgentClient
 PATIENCE_S = 2.0
 
 
-async def usage(pods: list[PodVm]) -> dict[str, Any]:
+async def usage(pods: Pods) -> dict[str, Any]:
     """The answer to ``GET /hv/v1/top``. A VM that does not answer is listed with what is known."""
-    return {"pods": list(await asyncio.gather(*(_usage(pod) for pod in pods if pod.machine is not None)))}
+    found = await asyncio.gather(*(_usage(pod) for pod in pods if pod.machine is not None))
+    share_frames(one["vm"] for one in found)
+    return {"pods": found, "host": pods.host_usage()}
 
 
 async def _usage(pod: PodVm) -> dict[str, Any]:

@@ -85,6 +85,10 @@ class VmHost:
         self.identities.claim(vm.plan.identity)
         return HostedVm(vm, self)
 
+    def usage(self) -> dict[str, Any]:
+        """The page-frame database."""
+        return {"page_frames": asdict(self.templates.frames.usage())}
+
     async def sweep(self, directory: Path) -> None:
         """Ends every process of the VM there and removes all that it left."""
         await sweep(directory, self.capabilities)
@@ -149,8 +153,11 @@ class HostedVm:
         return _resident(self.vm.pids["qemu"])
 
     async def stats(self) -> Mapping[str, Any]:
-        """Counters of its cgroup and its vmx."""
-        return asdict(await self.vm.stats()) | {"accelerator": self.plan.accelerator, "pids_of": dict(self.vm.pids)}
+        """Counters of its cgroup and its vmx; of a clone also the page-frame entries that its RAM leads to."""
+        known = {"accelerator": self.plan.accelerator, "pids_of": dict(self.vm.pids)}
+        if self.plan.clone is not None:
+            known["frames"] = _frames(self.plan.clone)
+        return asdict(await self.vm.stats()) | known
 
     async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
         """Ends it, gracefully where `shutdown` is given."""
@@ -179,6 +186,11 @@ async def _next_stop(events: AsyncIterator[QmpEvent]) -> bool:
         if event.name in ("STOP", "BLOCK_IO_ERROR"):
             return True
     return False
+
+
+def _frames(clone: ClonePlan) -> dict[str, Any]:
+    vads = {vad for _, _, vad, _ in clone.mappings}
+    return {"template": clone.ram_sha256, "vads": len(vads), "entries": sum(pages for _, pages, _, _ in clone.mappings)}
 
 
 def _resident(pid: int) -> int:

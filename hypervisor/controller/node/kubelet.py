@@ -11,6 +11,7 @@ from aiohttp import web
 
 from hypervisor.controller.api_errors import errors, note_started
 from hypervisor.controller.api_sessions import in_session
+from hypervisor.controller.metrics import add_metrics_route
 from hypervisor.controller.node.callers import Callers
 from hypervisor.controller.node.certificate import ServingCertificate
 from hypervisor.controller.node.config import NodeConfig
@@ -29,6 +30,7 @@ def kubelet_app(pods: Pods, callers: Callers) -> web.Application:
     app = web.Application(middlewares=[errors, callers.middleware(), in_session(pods)], client_max_size=0)
     app.on_response_prepare.append(note_started)
     add_routes(app, pods)
+    add_metrics_route(app, pods)
 
     async def all_pods(_: web.Request) -> web.Response:
         return _pod_list(pods)

@@ -68,8 +68,8 @@ def test_status_words(status: dict[str, Any], expected: str) -> None:
 def test_top(hv: Hv, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in hv("top").stdout.splitlines()]
     assert lines[1:] == [
-        ["hello", "(VM)", "1.50s", "200Mi", "-", "-", "-"],
-        ["hello", "main", "0.02s", "3.0Mi", "4.0Mi", "2", "4.0Ki"],
+        ["hello", "(VM)", "1.50s", "200Mi", "-", "-", "-", "-", "-"],
+        ["hello", "main", "0.02s", "3.0Mi", "4.0Mi", "2", "4.0Ki", "-", "-"],
     ]
     assert json.loads(hv("top", "-o", "json").stdout)["pods"][0]["name"] == "hello"
     top.print_top({"pods": [{"name": "x", "namespace": "n", "vm": None, "containers": None}]}, "table")

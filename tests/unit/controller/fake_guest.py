@@ -240,6 +240,9 @@ class FakeMachines:
         guest = self.running.get(directory)
         return guest if guest is not None and not guest._death.done() else None
 
+    def usage(self) -> Mapping[str, Any]:
+        return {}
+
     async def sweep(self, directory: Path) -> None:
         self.swept.append(directory)
         shutil.rmtree(directory, ignore_errors=True)
