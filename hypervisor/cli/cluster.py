@@ -36,9 +36,23 @@ def paths_of(settings: Settings) -> ClusterPaths:
 @click.option(
     "--port", metavar="PORT", type=click.IntRange(1, 65535), help="Of the API server. Default: 6443 if it is free."
 )
+@click.option(
+    "--node-grace-seconds",
+    "node_grace",
+    metavar="SECONDS",
+    type=click.FloatRange(1),
+    help="Without a sign of life for so long a host is taken for lost. Default: 40.",
+)
 @click.option("--timeout", metavar="SECONDS", type=float, default=120.0, show_default=True, help="How long to wait.")
 @pass_settings
-def up(settings: Settings, hosts: int | None, store: str | None, port: int | None, timeout: float) -> None:
+def up(
+    settings: Settings,
+    hosts: int | None,
+    store: str | None,
+    port: int | None,
+    node_grace: float | None,
+    timeout: float,
+) -> None:
     """Start what does not run, and wait until every host is Ready.
 
     Run it again after a crash or a reboot: all objects are there, and what has died is started again. With a greater
@@ -47,7 +61,7 @@ def up(settings: Settings, hosts: int | None, store: str | None, port: int | Non
     from hypervisor.cli.cluster_up import Wanted, bring_up
 
     paths = paths_of(settings)
-    spec = bring_up(paths, Wanted(hosts, store, port), output.note, timeout)
+    spec = bring_up(paths, Wanted(hosts, store, port, node_grace), output.note, timeout)
     click.echo(f"The cluster runs: {spec.server}, {len(spec.hosts)} hosts. To use it:")
     click.echo(f"  export KUBECONFIG={paths.kubeconfig}")
     click.echo("  kubectl get nodes")

@@ -27,6 +27,7 @@ from hypervisor.vmx.process import ProcessId
 MASTER = "master"
 FIRST_ADDRESS = 2  # hosts listen on 127.0.0.2, 127.0.0.3, ...
 KUBELET_PORT = 10250
+NODE_GRACE_S = 40.0
 # The shell writes its record with built-ins alone and then becomes the component: same pid, same start time.
 _RECORD_AND_RUN = (
     'read -r stat < "/proc/$$/stat"; read -r boot < /proc/sys/kernel/random/boot_id; '
@@ -49,11 +50,13 @@ class ClusterSpec:
 
     :ivar port: of the API server, on 127.0.0.1
     :ivar store: as ``hv master --store`` takes it
+    :ivar node_grace_s: without a sign of life for so long a host is taken for lost
     """
 
     port: int
     store: str
     hosts: tuple[HostSpec, ...]
+    node_grace_s: float = NODE_GRACE_S
 
     @property
     def server(self) -> str:
@@ -62,12 +65,26 @@ class ClusterSpec:
     def render(self) -> dict[str, Any]:
         """As ``cluster.json`` has it."""
         hosts = [{"name": h.name, "address": h.address, "port": h.port} for h in self.hosts]
-        return {"version": 1, "server": self.server, "port": self.port, "store": self.store, "hosts": hosts}
+        return {
+            "version": 1,
+            "server": self.server,
+            "port": self.port,
+            "store": self.store,
+            "nodeGraceSeconds": self.node_grace_s,
+            "hosts": hosts,
+        }
 
 
 def hosts_of(count: int) -> tuple[HostSpec, ...]:
     """The hosts ``host-1`` to ``host-<count>``."""
-    return tuple(HostSpec(f"host-{n + 1}", f"127.0.0.{n + FIRST_ADDRESS}") for n in range(count))
+    return tuple(HostSpec(f"host-{n}", a) for n, a in zip(range(1, count + 1), loopback_addresses(), strict=False))
+
+
+def loopback_addresses() -> Iterator[str]:
+    """Addresses for hosts, in the order in which they are taken."""
+    for n in range(FIRST_ADDRESS, 1 << 16):
+        if 0 < n & 255 < 255:
+            yield f"127.0.{n >> 8}.{n & 255}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +137,8 @@ class ClusterPaths:
         try:
             data = json.loads(self.spec.read_text())
             hosts = tuple(HostSpec(str(h["name"]), str(h["address"]), int(h["port"])) for h in data["hosts"])
-            return ClusterSpec(int(data["port"]), str(data["store"]), hosts)
+            grace = float(data.get("nodeGraceSeconds", NODE_GRACE_S))
+            return ClusterSpec(int(data["port"]), str(data["store"]), hosts, grace)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -15,12 +15,20 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec, HostSpec, hosts_of
+from hypervisor.cli.cluster_state import (
+    MASTER,
+    NODE_GRACE_S,
+    ClusterPaths,
+    ClusterSpec,
+    HostSpec,
+    hosts_of,
+    loopback_addresses,
+)
 from hypervisor.cli.kubeapi import KubeApi
 from hypervisor.errors import Conflict, HvError, InvalidInput, Timeout, Unavailable
 from hypervisor.kube import kubeconfig
@@ -44,6 +52,7 @@ class Wanted:
     hosts: int | None = None
     store: str | None = None
     port: int | None = None
+    node_grace_s: float | None = None
 
 
 def bring_up(paths: ClusterPaths, wanted: Wanted, tell: Tell, timeout: float = READY_TIMEOUT) -> ClusterSpec:
@@ -76,7 +85,8 @@ def planned(paths: ClusterPaths, wanted: Wanted) -> ClusterSpec:
         raise InvalidInput(f"a local cluster has at most {MOST_HOSTS} hosts", where="--hosts")
     if old is None:
         store = wanted.store or "sqlite"
-        return ClusterSpec(wanted.port or _free_port(), store, hosts_of(count))
+        grace = wanted.node_grace_s or NODE_GRACE_S
+        return ClusterSpec(wanted.port or _free_port(), store, placed(hosts_of(count), set()), grace)
     if wanted.store not in (None, old.store):
         raise InvalidInput(f"the cluster keeps its objects in {old.store}; for another store make it anew: "
                            "hv cluster down --delete", where="--store")  # fmt: skip
@@ -85,7 +95,28 @@ def planned(paths: ClusterPaths, wanted: Wanted) -> ClusterSpec:
         port = port if _is_free("127.0.0.1", port) else _free_port()
     elif port != old.port:
         raise InvalidInput("the master runs on another port; run hv cluster down first", where="--port")
-    return ClusterSpec(port, old.store, _grown(old.hosts, count, wanted.hosts is not None))
+    elif wanted.node_grace_s not in (None, old.node_grace_s):
+        raise InvalidInput("the master runs with another; run hv cluster down first", where="--node-grace-seconds")
+    grace = wanted.node_grace_s or old.node_grace_s
+    hosts = _grown(old.hosts, count, wanted.hosts is not None)
+    running = {host.name for host in hosts if paths.process(host.name) is not None}
+    return ClusterSpec(port, old.store, placed(hosts, running), grace)
+
+
+def placed(hosts: Sequence[HostSpec], running: Collection[str]) -> tuple[HostSpec, ...]:
+    """The hosts, those whose address another program (another cluster, say) has taken at the next free one.
+
+    :param running: names of hosts that stay where they are
+    """
+    taken = {host.address for host in hosts}
+    result = []
+    for host in hosts:
+        if host.name not in running and not _is_free(host.address, host.port):
+            address = next(a for a in loopback_addresses() if a not in taken and _is_free(a, host.port))
+            taken.add(address)
+            host = replace(host, address=address)
+        result.append(host)
+    return tuple(result)
 
 
 def _grown(old: tuple[HostSpec, ...], count: int, asked: bool) -> tuple[HostSpec, ...]:
@@ -178,7 +209,10 @@ class _Starter:
 
     def _master_arguments(self) -> list[str]:
         spec = self._spec
-        return ["master", "--state-dir", str(self._paths.master), "--port", str(spec.port), "--store", spec.store]
+        return [
+            *("master", "--state-dir", str(self._paths.master), "--port", str(spec.port), "--store", spec.store),
+            *("--node-grace-seconds", f"{spec.node_grace_s:g}"),
+        ]
 
     def _host_arguments(self, host: HostSpec) -> list[str]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(self._spec.hosts)

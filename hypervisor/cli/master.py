@@ -18,8 +18,17 @@ import click
     show_default=True,
     help="Where objects are kept: sqlite, or etcd:HOST:PORT[,HOST:PORT...].",
 )
+@click.option(
+    "--node-grace-seconds",
+    "node_grace",
+    metavar="SECONDS",
+    type=click.FloatRange(1),
+    default=40.0,
+    show_default=True,
+    help="Without a sign of life for so long, a node is taken for lost.",
+)
 @click.option("--name", "names", metavar="NAME", multiple=True, help="Another name or address of this server. Repeat.")
-def master(state: str, address: str, port: int, store: str, names: tuple[str, ...]) -> int:
+def master(state: str, address: str, port: int, store: str, node_grace: float, names: tuple[str, ...]) -> int:
     """Run a cluster's master in the foreground: API server, scheduler, controllers.
 
     SIGTERM ends it; no pod stops for that. The state folder holds the store (unless --store names etcd), the cluster's
@@ -27,4 +36,4 @@ def master(state: str, address: str, port: int, store: str, names: tuple[str, ..
     """
     from hypervisor.master.daemon import MasterConfig, main
 
-    return main(MasterConfig(Path(state), address, port, store, names))
+    return main(MasterConfig(Path(state), address, port, store, names, node_grace_s=node_grace))

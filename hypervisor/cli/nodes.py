@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 
 from hypervisor.cli import output
 from hypervisor.cli.app import Settings, pass_settings
-from hypervisor.cli.cluster_state import ClusterPaths, ClusterSpec
+from hypervisor.cli.cluster_state import ClusterPaths
 from hypervisor.cli.cluster_up import node_is_ready
 from hypervisor.cli.host import host as host_group
 from hypervisor.cli.kubeapi import KubeApi
@@ -278,6 +278,6 @@ def _end_own(paths: ClusterPaths, name: str) -> bool:
         return False
     with paths.locked():
         stop_component(paths, name, output.note)
-        paths.save(ClusterSpec(spec.port, spec.store, tuple(h for h in spec.hosts if h.name != name)))
+        paths.save(replace(spec, hosts=tuple(h for h in spec.hosts if h.name != name)))
         shutil.rmtree(paths.host(name), ignore_errors=True)
     return True

@@ -47,6 +47,7 @@ from hypervisor.master.auth import bootstrap, parties
 from hypervisor.master.auth.ca import client_context, server_context
 from hypervisor.master.auth.certificates import CertificateController
 from hypervisor.master.auth.stack import Auth, open_auth
+from hypervisor.master.controllers.nodelifecycle import GRACE_S
 from hypervisor.master.controllers.run import run_control_loops
 from hypervisor.master.kinds.table import KINDS
 from hypervisor.master.registry.registry import Registry
@@ -72,6 +73,7 @@ class MasterConfig:
     :ivar store: ``sqlite``, or ``etcd:`` followed by endpoints with commas between
     :ivar names: other host names and addresses by which clients call this server
     :ivar controllers: False: objects are kept and nothing acts on them
+    :ivar node_grace_s: without a sign of life for so long a node is taken for lost
     """
 
     state: Path
@@ -80,6 +82,7 @@ class MasterConfig:
     store: str = "sqlite"
     names: tuple[str, ...] = ()
     controllers: bool = True
+    node_grace_s: float = GRACE_S
 
     @property
     def pki(self) -> Path:
@@ -151,13 +154,13 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
         port = await stack.enter_async_context(_listening(config, inside, auth))
         await asyncio.to_thread(_write_kubeconfig, config, auth, port)
         if config.controllers:
-            await stack.enter_async_context(_control_loops(client, auth, registry))
+            await stack.enter_async_context(_control_loops(client, auth, registry, config.node_grace_s))
         log.info("master serves", version=__version__, pid=os.getpid(), address=config.address, port=port)
         yield Master(config, inside, auth, client, port)
 
 
 @asynccontextmanager
-async def _control_loops(client: ApiClient, auth: Auth, registry: Registry) -> AsyncIterator[None]:
+async def _control_loops(client: ApiClient, auth: Auth, registry: Registry, node_grace_s: float) -> AsyncIterator[None]:
     """Scheduler and controllers, until the context is left."""
     view = RegistryView(KINDS, registry)
     certificates = CertificateController(client, auth.ca, auth.authorizer, view)
@@ -165,6 +168,7 @@ async def _control_loops(client: ApiClient, auth: Auth, registry: Registry) -> A
         client,
         ca_pem=auth.ca.pem.decode(),
         collected=[k.resource for k in KINDS if k.stored and k.kept_as is None],
+        node_grace_s=node_grace_s,
         more=(certificates,),
     )
     task = asyncio.create_task(loops, name="control loops")

@@ -58,7 +58,24 @@ def test_a_cluster_grows_and_does_not_shrink(paths: ClusterPaths) -> None:
         planned(paths, Wanted(store="etcd:127.0.0.1:2379"))
 
 
-def test_a_removed_host_leaves_its_number(paths: ClusterPaths) -> None:
+def test_a_taken_address_is_left_to_its_owner(paths: ClusterPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"127.0.0.2", "127.0.0.4"}
+    monkeypatch.setattr(cluster_up, "_is_free", lambda address, _port: address not in taken)
+    spec = planned(paths, Wanted(hosts=2))
+    assert [h.address for h in spec.hosts] == ["127.0.0.5", "127.0.0.3"]
+    paths.save(spec)
+    taken.add("127.0.0.3")
+    monkeypatch.setattr(ClusterPaths, "process", lambda _self, name: 1 if name == "host-2" else None)
+    assert planned(paths, Wanted()).hosts == spec.hosts, "a host that runs holds its address itself"
+
+
+def test_the_time_out_of_a_lost_host_is_kept(paths: ClusterPaths) -> None:
+    paths.save(planned(paths, Wanted(hosts=1, node_grace_s=12)))
+    assert planned(paths, Wanted()).node_grace_s == 12
+
+
+def test_a_removed_host_leaves_its_number(paths: ClusterPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_up, "_is_free", lambda *_address: True)
     first, second, third = hosts_of(3)
     paths.save(ClusterSpec(7000, "sqlite", (first, third)))
     assert set(planned(paths, Wanted(hosts=3)).hosts) == {first, second, third}
