@@ -53,7 +53,7 @@ def join(
     """
     connection = fresh(state)
     metadata = pod["metadata"]
-    query = stream_query(stdin, tty) + ([("replay", "1")] if replay else [])
+    query = [*stream_query(stdin, tty), ("exitCode", "1")] + ([("replay", "1")] if replay else [])
     where = target(("attach", metadata.get("namespace") or "default", metadata["name"], container), query)
     try:
         protocol = ws.handshake(connection, where, session.PROTOCOLS)

@@ -15,6 +15,7 @@ from typing import Any
 from multidict import MultiMapping
 
 from hypervisor.errors import InvalidInput
+from hypervisor.introspect.agent import Ending
 
 NS = 1_000_000_000
 
@@ -53,12 +54,19 @@ class ExecCommand:
             "rows": 24,
         }
 
+    def ending(self, ending: Ending) -> Ending:
+        """What the client is told of the process's end: all of it."""
+        return ending
+
 
 @dataclass(frozen=True)
 class AttachCommand:
     """Join the streams of a container's own process.
 
     :ivar replay: begin with what the container has written so far (an extension; upstream clients never ask for it)
+    :ivar exit_code: end with the process's exit code (an extension). A kubelet ends every attach that was not broken
+        off with success, and clients read the code in the pod's status: `kubectl run --rm` takes anything else for a
+        failure to attach, and falls back to the log
     """
 
     container: str
@@ -67,11 +75,13 @@ class AttachCommand:
     stderr: bool
     tty: bool
     replay: bool = False
+    exit_code: bool = False
 
     @classmethod
     def parse(cls, container: str, query: MultiMapping[str]) -> AttachCommand:
         """:raises InvalidInput: as `ExecCommand.parse`"""
-        return cls(container, **_streams(query), replay=_flag(query, "replay"))
+        extensions = {"replay": _flag(query, "replay"), "exit_code": _flag(query, "exitCode")}
+        return cls(container, **_streams(query), **extensions)
 
     def agent_request(self) -> tuple[str, dict[str, Any]]:
         """The second request: call name and arguments."""
@@ -82,6 +92,10 @@ class AttachCommand:
             "stderr": self.stderr and not self.tty,
             "replay": self.replay,
         }
+
+    def ending(self, ending: Ending) -> Ending:
+        """What the client is told of the process's end (see `exit_code`)."""
+        return ending if self.exit_code or ending.error is not None else Ending(0)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ async def _stream(request: web.Request, target: PodTarget, command: ExecCommand 
     call, args = command.agent_request()
     async with _agent(target).stream(call, args) as agent:
         client = await websocket.accept(request)
-        await session.run(client, agent)
+        await session.run(client, agent, command.ending)
         return client.response
 
 

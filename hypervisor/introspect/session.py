@@ -15,7 +15,7 @@ the other; nothing outlives `run`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,9 +63,16 @@ class ClientChannels(Protocol):
         """The status, and the orderly end of the client's connection."""
 
 
-async def run(client: ClientChannels, agent: AgentStream) -> Ending | None:
+def _unchanged(ending: Ending) -> Ending:
+    return ending
+
+
+async def run(
+    client: ClientChannels, agent: AgentStream, told: Callable[[Ending], Ending] = _unchanged
+) -> Ending | None:
     """Runs a session to its end.
 
+    :param told: what the client is told for how the process ended
     :returns: how the process ended; None when the client went away first
     """
     up = asyncio.create_task(_pump_up(client, agent), name="session-up")
@@ -76,7 +83,7 @@ async def run(client: ClientChannels, agent: AgentStream) -> Ending | None:
             return None  # the client has gone; whoever opened the agent's stream closes it
         ending = down.result()
         if ending is not None:
-            await client.send_ending(ending)
+            await client.send_ending(told(ending))
         return ending
     except OSError:
         return None

@@ -6,7 +6,9 @@ The walk of one: `Link` (what the client's protocol gives: two directions of byt
 Theory of operation
 -------------------
 *Up* copies from the client to the port and half-closes it at the client's end; *down* the other way. A connection ends
-when both directions have. A refused port is told on the error side and ends that connection alone.
+when both directions have. A refused port is told on the error side and ends that connection alone. A connection that a server in the pod resets is
+reset towards the client and is no error: clients give up all their connections when they are told one (kubectl), and
+servers reset as a matter of course.
 
 Source: US 11513830: a channel into a TCP port of the container.
 """
@@ -33,8 +35,11 @@ class Link(Protocol):
     async def close(self) -> None:
         """No more bytes for the client."""
 
+    async def cut(self) -> None:
+        """The connection broke in the pod: no more bytes either way, and they were not all."""
+
     async def fail(self, message: str) -> None:
-        """Tells the client why there is no connection, or why it broke."""
+        """Tells the client why there is no connection, or that the way to the pod broke."""
 
 
 def port_number(text: str) -> int:
@@ -71,9 +76,10 @@ async def _carry(stream: AgentStream, link: Link) -> None:
                     await link.write(frame.payload)
                 else:
                     await link.close()
-        await link.close()
         if stream.ending is not None and stream.ending.error is not None:
-            raise stream.ending.error
+            await link.cut()
+        else:
+            await link.close()
     finally:
         up.cancel()
         await asyncio.gather(up, return_exceptions=True)

@@ -36,6 +36,9 @@ class StreamLink:
     async def close(self) -> None:
         await self._data.close()
 
+    async def cut(self) -> None:
+        await self._data.cancel()
+
     async def fail(self, message: str) -> None:
         await self._error.write(message.encode())
 

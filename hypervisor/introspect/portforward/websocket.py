@@ -111,6 +111,9 @@ class ChannelLink:
     async def close(self) -> None:
         """The protocol has no word for it."""
 
+    async def cut(self) -> None:
+        """Nor for this."""
+
     async def fail(self, message: str) -> None:
         await self._socket.send_bytes(self._error + message.encode())
 

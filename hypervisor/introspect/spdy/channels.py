@@ -41,7 +41,7 @@ async def serve(transport: Transport, protocol: str, command: ExecCommand | Atta
     reading = asyncio.create_task(_read(connection), name="spdy")
     try:
         streams = await gather(connection, expected(command, protocol))
-        await session.run(SpdyChannels(connection, streams, protocol), agent)
+        await session.run(SpdyChannels(connection, streams, protocol), agent, command.ending)
     except ProtocolError:
         pass  # the client sees the connection end
     finally:
