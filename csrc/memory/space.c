@@ -418,7 +418,7 @@ int pv_space_create(const struct pv_pfdb *db, struct pv_space **out, int *err)
     pthread_once(&empty.once, make_empty);
     memset(space, 0, sizeof *space);
     clear_inner(&space->root, 3);
-    space->walk = (struct pv_walk){db, &space->root};
+    space->walk = (struct pv_walk){db, db->slots, &space->root};
     atomic_store(&space->epoch, 1);
     space->needs_fence = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0;
     pthread_mutex_init(&space->mappers, NULL);

@@ -20,9 +20,10 @@ struct pv_inner {
     _Atomic(void *) child[PV_WALK_FANOUT];
 };
 
-/* What a walk reads: the head of a space. */
+/* What a walk reads: the head of a space. Constant while the space lives, so whoever looks up in a loop may hold a copy. */
 struct pv_walk {
     const struct pv_pfdb *db;
+    pv_pfe *slots; /* db's */
     struct pv_inner *root;
 };
 
@@ -43,7 +44,6 @@ static inline struct pv_leaf *pv_walk_leaf(const struct pv_walk *walk, uint64_t 
 
 static inline int pv_walk_lookup(const struct pv_walk *walk, uint64_t address, struct pv_translation *out)
 {
-    const struct pv_pfdb *db = walk->db;
     uint32_t pfe, slot;
 
     if (address >> PV_SPACE_BITS)
@@ -51,8 +51,8 @@ static inline int pv_walk_lookup(const struct pv_walk *walk, uint64_t address, s
     pfe = atomic_load_explicit(&pv_walk_leaf(walk, address)->pfe[pv_walk_index(address, 0)], memory_order_acquire);
     if (!pfe)
         return 0;
-    slot = pv_pfe_vad(atomic_load_explicit(&db->slots[pfe], memory_order_relaxed));
-    out->vad = pv_pfdb_vad_at(db, slot);
+    slot = pv_pfe_vad(atomic_load_explicit(&walk->slots[pfe], memory_order_relaxed));
+    out->vad = (const struct pv_vad *)(const void *)((const char *)walk->slots + (size_t)slot * sizeof(pv_pfe));
     out->pfe = pfe;
     out->page = pfe - slot - PV_VAD_SLOTS;
     return 1;

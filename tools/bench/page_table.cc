@@ -2,7 +2,9 @@
  *
  * page_table REGIONS [ROUNDS]: one line a case and round: regions, method, mode, nanoseconds a look-up; the methods take turns.
  * Every method returns the source offset of the address's page, read from the region's descriptor: the timed look-up
- * dereferences the VAD, once. "dependent" derives each address from the last result. Last lines: memory of our structures.
+ * dereferences the VAD, once. "dependent" derives each address from the last result. Each method is inlined into its timed loop: the
+ * peers here, the page walk in page_table_ours.c, for its header is C; all read the same addresses. Last lines: memory of our
+ * structures.
  */
 #include <algorithm>
 #include <chrono>
@@ -70,22 +72,41 @@ unsigned long *make_addresses()
     return addresses;
 }
 
-template <typename F> void report(const char *name, F f, const unsigned long *addresses)
+/* The timed loops. Ours are the same ones, in C: page_table_ours.c. */
+template <typename F> unsigned long sum_of(F f, const unsigned long *addresses)
 {
-    unsigned long sum = 0, last = 0;
+    unsigned long sum = 0;
 
-    bench_lock();
-    double start = now();
     for (size_t i = 0; i < lookups; i++)
         sum += f(addresses[i]);
-    double middle = now();
+    return sum;
+}
+
+template <typename F> unsigned long chase(F f, const unsigned long *addresses)
+{
+    unsigned long last = 0;
+
     for (size_t i = 0; i < lookups; i++)
         last = f(addresses[i] ^ (last & page)); /* the page or its neighbour: known only when the last result is */
+    return last;
+}
+
+template <typename I, typename D> void report(const char *name, I independent, D dependent)
+{
+    bench_lock();
+    double start = now();
+    sink += independent();
+    double middle = now();
+    sink += dependent();
     double end = now();
     bench_unlock();
-    sink += sum + last;
     printf("%u %s independent %.2f\n", regions, name, (middle - start) / lookups);
     printf("%u %s dependent %.2f\n", regions, name, (end - middle) / lookups);
+}
+
+template <typename F> void report_peer(const char *name, F f, const unsigned long *addresses)
+{
+    report(name, [=] { return sum_of(f, addresses); }, [=] { return chase(f, addresses); });
 }
 
 void make_peers()
@@ -127,10 +148,11 @@ int main(int argc, char **argv)
     if (!all_agree(addresses))
         return 1;
     for (int round = 0; round < rounds; round++) {
-        report("page_table", [](unsigned long a) { return bench_lookup(a); }, addresses);
-        report("upper_bound", [](unsigned long a) { return by_upper_bound(a); }, addresses);
-        report("branchless", [](unsigned long a) { return by_branchless(a); }, addresses);
-        report("map", [](unsigned long a) { return by_map(a); }, addresses);
+        report("page_table", [=] { return bench_sum(addresses, lookups); },
+               [=] { return bench_chase(addresses, lookups, page); });
+        report_peer("upper_bound", [](unsigned long a) { return by_upper_bound(a); }, addresses);
+        report_peer("branchless", [](unsigned long a) { return by_branchless(a); }, addresses);
+        report_peer("map", [](unsigned long a) { return by_map(a); }, addresses);
     }
     bench_print_memory(regions);
     return sink == 1;

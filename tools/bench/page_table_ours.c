@@ -29,13 +29,35 @@ int bench_setup(unsigned regions, unsigned pages_each, unsigned long stride)
     return 0;
 }
 
-unsigned long bench_lookup(unsigned long address)
+static inline unsigned long look_up(const struct pv_walk *walk, unsigned long address)
 {
     struct pv_translation t;
 
-    if (!pv_walk_lookup(pv_space_walk(space), address, &t))
+    if (!pv_walk_lookup(walk, address, &t))
         return 0;
     return pv_vad_offset(t.vad) + ((uint64_t)t.page << PV_PAGE_SHIFT);
+}
+
+unsigned long bench_lookup(unsigned long address) { return look_up(pv_space_walk(space), address); }
+
+unsigned long bench_sum(const unsigned long *addresses, unsigned long count)
+{
+    const struct pv_walk walk = *pv_space_walk(space);
+    unsigned long sum = 0;
+
+    for (unsigned long i = 0; i < count; i++)
+        sum += look_up(&walk, addresses[i]);
+    return sum;
+}
+
+unsigned long bench_chase(const unsigned long *addresses, unsigned long count, unsigned long mask)
+{
+    const struct pv_walk walk = *pv_space_walk(space);
+    unsigned long last = 0;
+
+    for (unsigned long i = 0; i < count; i++)
+        last = look_up(&walk, addresses[i] ^ (last & mask));
+    return last;
 }
 
 void bench_lock(void) { pv_space_read_lock(space, reader); }
