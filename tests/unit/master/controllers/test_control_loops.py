@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Cluster
+from whole_master import Cluster
 
 from hypervisor.kube import meta
 from hypervisor.kube.client import Object

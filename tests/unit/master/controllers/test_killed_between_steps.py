@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cluster, Hosts
+from whole_master import Cluster, Hosts
 
 from hypervisor.kube import meta
 from hypervisor.kube.client import ApiClient
