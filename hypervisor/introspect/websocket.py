@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSMessage, WSMsgType, web
 
 from hypervisor.introspect.agent import Ending
 from hypervisor.introspect.session import ClientEvent, Resize, Stdin, StdinEnd
@@ -40,11 +40,12 @@ class WebSocketChannels:
         return self._socket
 
     async def events(self) -> AsyncIterator[ClientEvent]:
-        """What the client sends; text messages and unknown channels are ignored, as upstream does."""
+        """What the client sends; unknown channels are ignored, as upstream does."""
         async for message in self._socket:
-            if message.type is not WSMsgType.BINARY or not message.data:
+            data = payload(message)
+            if not data:
                 continue
-            event = parse_event(message.data, half_close=self._socket.ws_protocol == V5)
+            event = parse_event(data, half_close=self._socket.ws_protocol == V5)
             if event is not None:
                 yield event
 
@@ -60,6 +61,13 @@ class WebSocketChannels:
             await self.send_stderr(f"{ending.error}\n".encode())
         await self._socket.send_bytes(bytes([ERROR]) + json.dumps(status_of_ending(ending)).encode())
         await self._socket.close()
+
+
+def payload(message: WSMessage) -> bytes:
+    """A message's bytes. Text counts too: the official Python client sends strings as such."""
+    if message.type is WSMsgType.BINARY:
+        return bytes(message.data)
+    return str(message.data).encode() if message.type is WSMsgType.TEXT else b""
 
 
 def parse_event(message: bytes, *, half_close: bool) -> ClientEvent | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import structlog
 from aiohttp import web
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
 from hypervisor.controller.api_errors import errors, note_started
 from hypervisor.controller.api_sessions import in_session
@@ -15,6 +16,7 @@ from hypervisor.controller.metrics import add_metrics_route
 from hypervisor.controller.node.callers import Callers
 from hypervisor.controller.node.certificate import ServingCertificate
 from hypervisor.controller.node.config import NodeConfig
+from hypervisor.controller.node.stats import NodeStats, resource_metrics
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
 from hypervisor.errors import InvalidInput
@@ -25,8 +27,12 @@ MAX_REQUEST_LINE = 8 * 1024 * 1024
 RETRY_S = 5.0
 
 
-def kubelet_app(pods: Pods, callers: Callers) -> web.Application:
-    """The application. Errors outermost, so that a refusal is a Status too."""
+def kubelet_app(pods: Pods, callers: Callers, node: str) -> web.Application:
+    """The application. Errors outermost, so that a refusal is a Status too.
+
+    :param node: the node's name
+    """
+    stats, registry = NodeStats(pods, node), own_metrics(pods)
     app = web.Application(middlewares=[errors, callers.middleware(), in_session(pods)], client_max_size=0)
     app.on_response_prepare.append(note_started)
     add_routes(app, pods)
@@ -38,10 +44,37 @@ def kubelet_app(pods: Pods, callers: Callers) -> web.Application:
     async def running_pods(_: web.Request) -> web.Response:
         return _pod_list(p for p in pods if p.machine is not None)
 
+    async def summary(_: web.Request) -> web.Response:
+        return web.json_response(await stats.summary())
+
+    async def resource(_: web.Request) -> web.Response:
+        return _text(resource_metrics(await stats.summary()))
+
+    async def own(_: web.Request) -> web.Response:
+        return _text(generate_latest(registry))
+
+    app.router.add_get("/stats/summary", summary)
+    app.router.add_get("/metrics/resource", resource)
+    app.router.add_get("/metrics", own)
     app.router.add_get("/pods", all_pods)
     app.router.add_get("/runningpods/", running_pods)
     app.router.add_get("/runningpods", running_pods)
     return app
+
+
+def own_metrics(pods: Pods) -> CollectorRegistry:
+    """What the daemon counts of itself."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    known = Gauge("kubelet_active_pods", "Pods that this node has, ended ones included", registry=registry)
+    known.set_function(lambda: sum(1 for _ in pods))
+    running = Gauge("kubelet_running_pods", "Pods that have a VM", registry=registry)
+    running.set_function(lambda: sum(1 for p in pods if p.machine is not None))
+    return registry
+
+
+def _text(body: bytes) -> web.Response:
+    return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
 def _pod_list(pods: Iterable[PodVm]) -> web.Response:

@@ -6,9 +6,9 @@ The walk of one: `Link` (what the client's protocol gives: two directions of byt
 Theory of operation
 -------------------
 *Up* copies from the client to the port and half-closes it at the client's end; *down* the other way. A connection ends
-when both directions have. A refused port is told on the error side and ends that connection alone. A connection that a server in the pod resets is
-reset towards the client and is no error: clients give up all their connections when they are told one (kubectl), and
-servers reset as a matter of course.
+when both directions have. A refused port is told on the error side and ends that connection alone. A connection that a
+server in the pod resets is reset towards the client and is no error: kubectl gives up all its connections when it is
+told one, and servers reset as a matter of course.
 
 Source: US 11513830: a channel into a TCP port of the container.
 """

@@ -20,7 +20,7 @@ from hypervisor.errors import InvalidInput
 from hypervisor.introspect.agent import AgentClient
 from hypervisor.introspect.portforward import spdy
 from hypervisor.introspect.portforward.forward import forward, port_number
-from hypervisor.introspect.websocket import HEARTBEAT, MAX_MESSAGE, V4, offered
+from hypervisor.introspect.websocket import HEARTBEAT, MAX_MESSAGE, V4, offered, payload
 
 TUNNEL = f"SPDY/3.1+{spdy.PROTOCOL}"
 MAX_PORTS = 100
@@ -141,10 +141,11 @@ async def run_plain(socket: web.WebSocketResponse, agent: AgentClient, ports: Se
 
 async def _read(socket: web.WebSocketResponse, links: Sequence[ChannelLink]) -> None:
     async for message in socket:
-        if message.type is not WSMsgType.BINARY or not message.data:
+        data = payload(message)
+        if not data:
             continue
-        index, kind = divmod(message.data[0], 2)
-        if kind == 0 and index < len(links) and len(message.data) > 1:
-            await links[index].incoming.put(message.data[1:])
+        index, kind = divmod(data[0], 2)
+        if kind == 0 and index < len(links) and len(data) > 1:
+            await links[index].incoming.put(data[1:])
     for link in links:
         await link.incoming.put(b"")

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from hypervisor.master.api import usage
 from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.kinds.table import Kinds
 from hypervisor.master.schema.load import newest
@@ -69,6 +70,7 @@ def group(name: str, versions: Iterable[str]) -> Document:
 def group_list(kinds: Kinds) -> Document:
     """``/apis``."""
     groups = [_bare(group(name, versions)) for name, versions in kinds.groups().items() if name]
+    groups.append(_bare(group(usage.GROUP, (usage.VERSION,))))
     return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
 
 
@@ -135,6 +137,8 @@ def aggregated(kinds: Kinds, core: bool, version: str) -> Document:
         for name, versions in kinds.groups().items()
         if (not name) == core
     ]
+    if not core:
+        items.append(usage.aggregated())
     return {
         "kind": "APIGroupDiscoveryList",
         "apiVersion": f"apidiscovery.k8s.io/{version}",
@@ -192,6 +196,8 @@ def documents(kinds: Kinds, server_address: str) -> dict[str, bytes]:
         "/api": core_versions(server_address),
         "/apis": group_list(kinds),
         "/version": version_document(),
+        f"/apis/{usage.GROUP}": group(usage.GROUP, (usage.VERSION,)),
+        f"/apis/{usage.GROUP_VERSION}": usage.resource_list(),
     }
     for name, versions in kinds.groups().items():
         if name:

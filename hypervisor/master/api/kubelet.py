@@ -78,6 +78,24 @@ class Kubelets:
             await response.write_eof()
         return response
 
+    async def fetch(self, address: NodeAddress, target: str, limit: int) -> bytes:
+        """A small document of a node's.
+
+        :param limit: of its size, in bytes
+        :raises Unavailable: the node cannot be reached, or does not give it
+        """
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        try:
+            async with self._client().get(f"https://{host}:{address.port}{target}", ssl=address.tls) as answer:
+                body = await answer.content.read(limit + 1) if answer.status == 200 else b""
+                while len(body) <= limit and (more := await answer.content.read(limit)):
+                    body += more
+        except (aiohttp.ClientError, TimeoutError) as e:
+            raise Unavailable(f"{address.host}:{address.port}{target}: {e or 'no answer'}") from e
+        if answer.status != 200 or len(body) > limit:
+            raise Unavailable(f"{address.host}:{address.port}{target}: answered with {answer.status}")
+        return body
+
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(

@@ -17,7 +17,7 @@ from aiohttp.web_request import BaseRequest
 
 from hypervisor.errors import HvError, Unavailable
 from hypervisor.kube.errors import ApiError
-from hypervisor.master.api import encode, plain, subresources, verbs, watching
+from hypervisor.master.api import encode, plain, subresources, usage, verbs, watching
 from hypervisor.master.api.exchange import Exchange, not_allowed, unknown
 from hypervisor.master.api.info import RequestInfo, parse
 from hypervisor.master.api.inside import Inside
@@ -46,6 +46,7 @@ class Server:
     def __init__(self, inside: Inside) -> None:
         self._inside = inside
         self._plain = plain.Plain(inside)
+        self._usage = usage.Usage()
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
         started = time.perf_counter()
@@ -76,6 +77,8 @@ class Server:
         info = exchange.info
         if not info.plural:
             return await self._plain.answer(exchange)
+        if info.group == usage.GROUP:
+            return await usage.answer(exchange, self._usage)
         kind = exchange.kind
         if info.subresource:
             if info.subresource not in kind.subresources:

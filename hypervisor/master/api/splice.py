@@ -23,6 +23,7 @@ from hypervisor.errors import Unavailable
 
 CONNECT_S = 10.0
 DRAIN_S = 5.0
+_STATUS_LINE = len(b"HTTP/1.1 101")
 _NOT_FORWARDED = frozenset(("host", "authorization", "x-remote-user", "x-remote-group", "transfer-encoding"))
 
 
@@ -42,12 +43,15 @@ class _Half(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.other: _Half | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.Transport):
             self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if len(self.head) < _STATUS_LINE:
+            self.head += data[:_STATUS_LINE]
         if self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
 
@@ -73,7 +77,7 @@ async def splice(request: BaseRequest, address: NodeAddress, target: str) -> web
     """Forwards an upgrade request to a node and joins the two connections until one of them ends.
 
     :param target: path and query at the node
-    :returns: an answer that cannot be sent any more; it satisfies aiohttp
+    :returns: an answer that cannot be sent any more, with the status that the node gave; it satisfies aiohttp
     :raises Unavailable: the node cannot be reached; the client has been sent nothing yet
     """
     back = await _dial(address)
@@ -93,7 +97,13 @@ async def splice(request: BaseRequest, address: NodeAddress, target: str) -> web
         client.abort()
         back.transport.abort()
         request.protocol.connection_lost(None)
-    return web.Response()
+    return web.Response(status=_status(back.head))
+
+
+def _status(head: bytes) -> int:
+    """Of an answer's first bytes; 502 when there were none that could be read."""
+    code = head[9:_STATUS_LINE]
+    return int(code) if head.startswith(b"HTTP/1.") and code.isdigit() and len(code) == 3 else 502
 
 
 async def _dial(address: NodeAddress) -> _Half:
