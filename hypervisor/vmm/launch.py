@@ -6,11 +6,11 @@ Phases, in this order; each makes something that the next needs, and whatever wa
 later one fails or is cancelled::
 
     directory   the folder, config.json
-    disk        the data disk
     sockets     qmp.sock listening; socket pairs for console and vsock; stderr's pipe; logs open
     cgroup      with its limits
-    vmx         forked, confined          -> processes.json
-    qemu        spawned through hv-confine -> processes.json
+    disk        the data disk; meanwhile vmx is being forked and confined
+    qemu        spawned through hv-confine -> processes.json; it waits for vmx where it needs it
+    vmx         serves                     -> processes.json
     qmp         QEMU answers
     restore     a clone: device state loaded, guest goes on, vsock device plugged in
     ready       the caller's condition: the agent answers
@@ -89,9 +89,6 @@ async def start(
     async with AsyncExitStack() as undo:
         with phases("directory"):
             await _make_directory(plan, undo)
-        with phases("disk"):
-            if plan.data_disk is not None:
-                await make_data_disk(plan.files.disk, plan.data_disk, plan.mke2fs)
         vm = await _start_processes(plan, zygote, phases, undo, succession)
         if plan.clone is not None:
             with phases("restore"):
@@ -229,13 +226,19 @@ async def _start_processes(
             cgroups = plan.cgroup.cgroups()
             paths = cgroups.create(plan.cgroup.name, plan.cgroup.limits)
             undo.push_async_callback(cgroups.remove, paths)
-        with phases("vmx"):
-            vmx_id = await zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, succession))
-            vmx = _watched_child(vmx_id, undo)
-            plan.files.write_processes(Processes(boot_id(), vmx=vmx_id))
+        forking = asyncio.ensure_future(zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, succession)))
+        undo.push_async_callback(_end_forked, forking)
+        with phases("disk"):
+            await asyncio.sleep(0)  # for the request to leave
+            if plan.data_disk is not None:
+                await make_data_disk(plan.files.disk, plan.data_disk, plan.mke2fs)
         with phases("qemu"):
             qemu_id = _spawn_qemu(plan, ends)
             qemu = _watched_child(qemu_id, undo)
+            plan.files.write_processes(Processes(boot_id(), qemu=qemu_id))
+        with phases("vmx"):
+            vmx_id = await asyncio.shield(forking)
+            vmx = _watched(vmx_id, undo)
             plan.files.write_processes(Processes(boot_id(), vmx=vmx_id, qemu=qemu_id))
         if plan.origin == "template" and ends.lazy is not None:
             ram = await _borrow_ram(ends.lazy.library_out)
@@ -412,6 +415,14 @@ def _watched_child(process: ProcessId, undo: AsyncExitStack) -> ProcessWatch:
     watch = _watched(process, undo)
     undo.push_async_callback(watch.kill)
     return watch
+
+
+async def _end_forked(forking: asyncio.Future[ProcessId]) -> None:
+    """Kills the vmx that is or will be there. A fork that was asked for cannot be called off, so its end is awaited."""
+    (made,) = await asyncio.gather(forking, return_exceptions=True)
+    if isinstance(made, ProcessId):
+        with contextlib.suppress(NotFound), contextlib.closing(ProcessWatch.open(made)) as watch:
+            await watch.kill()
 
 
 async def _connect_qmp(plan: LaunchPlan, qemu: ProcessWatch, vmx: ProcessWatch) -> Qmp:

@@ -134,7 +134,7 @@ async def test_start_and_stop(bench: Bench) -> None:
     vm = await bench.tiny(image_disks=(ImageDisk(serial="img-1", path=image),), net="user")
     await printed(vm, b"tiny guest is up\n")
     assert await vm.status() == "running"
-    assert list(vm.timings) == ["directory", "disk", "sockets", "cgroup", "vmx", "qemu", "qmp"]
+    assert list(vm.timings) == ["directory", "sockets", "cgroup", "disk", "qemu", "vmx", "qmp"]
     blocks = await vm.execute("query-block")
     assert [b["inserted"]["ro"] for b in blocks] == [True, False, True]
     stats = await vm.stats()
