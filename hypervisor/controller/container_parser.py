@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from hypervisor.controller import names
+from hypervisor.controller.care_parser import parse_care
 from hypervisor.controller.schema import field_path
 from hypervisor.controller.spec import (
     ContainerSpec,
@@ -52,7 +53,9 @@ def one_of(value: Any, allowed: Iterable[str], *, where: str) -> str:
     return cast(str, value)
 
 
-def parse_container(data: Object, volumes: Mapping[str, Volume], pod_security: Security, where: str) -> ContainerSpec:
+def parse_container(
+    data: Object, volumes: Mapping[str, Volume], pod_security: Security, where: str, *, init: bool = False
+) -> ContainerSpec:
     """:raises InvalidInput: the first value that cannot be, with its path"""
     image = data.get("image") or ""
     if not image.strip():
@@ -75,12 +78,23 @@ def parse_container(data: Object, volumes: Mapping[str, Volume], pod_security: S
         tty=bool(data.get("tty")),
         stdin=bool(data.get("stdin")),
         stdin_once=bool(data.get("stdinOnce")),
+        care=parse_care(data, where, runs_on=not init or _is_sidecar(data, where)),
+        sidecar=init and _is_sidecar(data, where),
     )
+    if not init and data.get("restartPolicy"):
+        raise InvalidInput("not supported: only init containers have one here", where=f"{where}.restartPolicy")
     if spec.stdin_once and not spec.stdin:
         raise InvalidInput("needs stdin: true", where=f"{where}.stdinOnce")
     _check_ports(data.get("ports") or (), f"{where}.ports")
     _check_total(spec, where)
     return spec
+
+
+def _is_sidecar(data: Object, where: str) -> bool:
+    if not data.get("restartPolicy"):
+        return False
+    one_of(data["restartPolicy"], ("Always",), where=f"{where}.restartPolicy")
+    return True
 
 
 def check_image(name: str, where: str) -> None:

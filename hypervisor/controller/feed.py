@@ -37,6 +37,7 @@ class Instance:
     signal: int | None
     oom_killed: bool
     message: str
+    termination_message: str = ""
 
     @classmethod
     def parse(cls, data: object) -> Instance:
@@ -54,6 +55,7 @@ class Instance:
             signal=signal,
             oom_killed=data.get("oom_killed") is True,
             message=str(data.get("message") or "")[:MAX_MESSAGE],
+            termination_message=str(data.get("termination_message") or "")[:MAX_MESSAGE],
         )
 
     @property

@@ -145,6 +145,9 @@ _POD = (
     *_refused("pod VMs run Linux", "spec.securityContext.windowsOptions"),
 )
 
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+_PROBE_FIELDS = ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold")
+
 _CONTAINER = (
     *_honoured(
         "",
@@ -166,6 +169,14 @@ _CONTAINER = (
         "volumeMounts[].mountPath",
         "volumeMounts[].readOnly",
         "volumeMounts[].subPath",
+        *(f"{probe}.{field}" for probe in _PROBES for field in (*_PROBE_FIELDS, "exec", "httpGet", "tcpSocket")),
+        "livenessProbe.terminationGracePeriodSeconds",
+        "startupProbe.terminationGracePeriodSeconds",
+        "lifecycle.postStart",
+        "lifecycle.preStop",
+        "restartPolicy",
+        "terminationMessagePath",
+        "terminationMessagePolicy",
         "securityContext.runAsUser",
         "securityContext.runAsGroup",
         "securityContext.runAsNonRoot",
@@ -176,12 +187,11 @@ _CONTAINER = (
         "securityContext.seccompProfile.type",
     ),
     *_ignored(
-        "tells people which ports are meant; nothing is opened or closed by it",
+        "tells people (and, by name, probes) which ports are meant; nothing is opened or closed by it",
         "ports[].name",
         "ports[].containerPort",
         "ports[].protocol",
     ),
-    *_ignored("messages are not read from files yet", "terminationMessagePath", "terminationMessagePolicy"),
     *_ignored("containers are not resized yet", "resizePolicy"),
     *_refused(
         "the pod's network is its own; a port of the host is not given to it",
@@ -189,8 +199,11 @@ _CONTAINER = (
         "ports[].hostIP",
         harmless=(0, ""),
     ),
-    *_refused("probes are not supported yet", "livenessProbe", "readinessProbe", "startupProbe"),
-    *_refused("hooks are not supported yet", "lifecycle", harmless=({},)),
+    *_refused(
+        "gRPC probes are not supported yet; use exec, httpGet or tcpSocket", *(f"{probe}.grpc" for probe in _PROBES)
+    ),
+    *_refused("a readiness probe ends nothing", "readinessProbe.terminationGracePeriodSeconds"),
+    *_refused("every image has a stop signal, or SIGTERM", "lifecycle.stopSignal", harmless=("",)),
     *_refused("no API server, so no config maps and secrets yet", "envFrom", harmless=([],)),
     *_refused(
         "no API server, so no config maps and secrets yet",
@@ -200,7 +213,7 @@ _CONTAINER = (
     ),
     *_refused("not supported yet; use fieldRef or a value", "env[].valueFrom.resourceFieldRef"),
     *_refused("not supported yet", "resources.claims", "volumeDevices", harmless=([],)),
-    *_refused("not supported yet", "restartPolicy", "restartPolicyRules", harmless=([],)),
+    *_refused("not supported yet", "restartPolicyRules", harmless=([],)),
     *_refused("not supported yet; use subPath", "volumeMounts[].subPathExpr", harmless=("",)),
     *_refused("mounts stay in their container", "volumeMounts[].mountPropagation", harmless=("None",)),
     *_refused("not supported yet; use readOnly", "volumeMounts[].recursiveReadOnly", harmless=("Disabled",)),

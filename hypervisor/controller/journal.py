@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from hypervisor.controller import store
 from hypervisor.controller.concurrency import Topic
 from hypervisor.controller.paths import PodPaths
 from hypervisor.controller.podstatus import phase_of
-from hypervisor.controller.record import ContainerRecord, Intent, PodRecord
+from hypervisor.controller.record import ContainerRecord, Intent, PodRecord, Running
 from hypervisor.controller.spec import PodSpec, RestartPolicy
 
 
@@ -20,8 +21,25 @@ def new_record(pod: PodSpec) -> PodRecord:
     """The record of a pod of which nothing has happened."""
     return PodRecord(
         containers=tuple(ContainerRecord(c.name) for c in pod.containers),
-        init_containers=tuple(ContainerRecord(c.name) for c in pod.init_containers),
+        init_containers=tuple(ContainerRecord(c.name, sidecar=c.sidecar) for c in pod.init_containers),
     )
+
+
+MAX_NOTICES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something worth an Event that leaves no trace in the record: a probe that failed, a hook.
+
+    :ivar number: grows by one with each
+    """
+
+    number: int
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+    container: str = ""
 
 
 class Journal:
@@ -32,6 +50,7 @@ class Journal:
         self._record = record
         self._policy: RestartPolicy = policy
         self.topic = Topic()
+        self.notices: deque[Notice] = deque(maxlen=MAX_NOTICES)
         self.closed = False
 
     @property
@@ -44,13 +63,26 @@ class Journal:
         self._set(replace(self._record, **changes))
 
     def container(self, name: str, **changes: Any) -> None:
-        """Replaces fields of one container, and the phase by what the containers' states add up to."""
+        """Replaces fields of one container, and the phase by what the containers' states add up to.
+
+        One that does not run is neither started nor ready.
+        """
+        if not isinstance(changes.get("state", self._record.container(name).state), Running):
+            changes |= {"started": False, "ready": False}
         record = self._record.with_container(name, **changes)
         if not record.terminal:
             phase = phase_of(record, self._policy)
             started = record.started_at or (time.time() if phase == "Running" else 0.0)
             record = replace(record, phase=phase, started_at=started)
+        if record.ready != self._record.ready:
+            record = replace(record, ready_at=time.time())
         self._set(record)
+
+    def note(self, kind: Literal["Normal", "Warning"], reason: str, message: str, container: str = "") -> None:
+        """Tells whoever watches of something that the record does not keep."""
+        number = self.notices[-1].number + 1 if self.notices else 1
+        self.notices.append(Notice(number, kind, reason, message[:1024], container))
+        self.topic.publish()
 
     async def intend(self, intent: Intent) -> None:
         """Records what the user wants; on return it is on stable storage."""

@@ -4,10 +4,13 @@ Theory of operation
 -------------------
 ::
 
-    Waiting(ContainerCreating) --start--> Running --exit--> Terminated --policy says no--> (done)
+    Waiting(ContainerCreating) --start, postStart--> Running --exit--> Terminated --policy says no--> (done)
              ^                    \\                            | policy says yes
              |                     refused: Terminated(StartError)
              +---------- Waiting(CrashLoopBackOff) <-----------+   (the first restart comes at once)
+
+While it runs its probes look at it (`probes`); when they say so, or its postStart hook fails, it is ended in order, and
+started again unless the policy is Never.
 
 A daemon that takes over a running VM enters at whatever state the agent tells: a running instance is joined, one that
 ended unseen is recorded, one whose end had been recorded waits out what is left of its back-off.
@@ -18,18 +21,23 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from hypervisor.controller.actions import LOOPBACK, Actions
 from hypervisor.controller.backoff import BackoffPolicy
+from hypervisor.controller.concurrency import first
 from hypervisor.controller.feed import RETRY_S, AgentFeed, Instance
 from hypervisor.controller.journal import Journal
-from hypervisor.controller.podstatus import NS
-from hypervisor.controller.record import ContainerRecord, Running, Terminated, Waiting
-from hypervisor.controller.spec import RestartPolicy
+from hypervisor.controller.probes import ContainerProbes
+from hypervisor.controller.record import NS, ContainerRecord, Running, Terminated, Waiting
+from hypervisor.controller.spec import Care, RestartPolicy
+from hypervisor.controller.stopping import run_hook, stop_container
 from hypervisor.errors import Conflict, HvError, Timeout, Unavailable, VmFailed
 from hypervisor.introspect.agent import AgentClient
 
 START_ERROR_EXIT_CODE = 128
+HOOK_S = 24 * 3600.0
+"""A postStart hook has no time-out of its own; no wait here is for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +46,22 @@ class Vm:
 
     agent: AgentClient
     feed: AgentFeed
+    address: str = LOOPBACK
 
 
 class ContainerKeeper:
     """Runs one container; `arguments` are those of ``container.start``."""
 
     def __init__(
-        self, vm: Vm, journal: Journal, arguments: dict[str, Any], policy: RestartPolicy, backoff: BackoffPolicy
+        self,
+        vm: Vm,
+        journal: Journal,
+        arguments: dict[str, Any],
+        policy: RestartPolicy,
+        backoff: BackoffPolicy,
+        *,
+        care: Care | None = None,
+        grace_s: float = 30.0,
     ) -> None:
         self._vm = vm
         self._journal = journal
@@ -52,7 +69,11 @@ class ContainerKeeper:
         self._policy = policy
         self._backoff = backoff
         self._dealt_with_ns = 0
+        self._care = care or Care()
+        self._grace_s = grace_s
+        self._condemned = False
         self.name: str = arguments["name"]
+        self._actions = Actions(vm.agent, self.name, vm.address)
 
     @property
     def _record(self) -> ContainerRecord:
@@ -85,7 +106,9 @@ class ContainerKeeper:
         return known.exited and known.started_ns <= max(newest, self._dealt_with_ns)
 
     def _again(self, ended: Terminated) -> bool:
-        return self._policy == "Always" or (self._policy == "OnFailure" and not ended.succeeded)
+        if self._policy == "OnFailure":
+            return self._condemned or not ended.succeeded
+        return self._policy == "Always"
 
     async def _run_once(self) -> Terminated:
         known = self._vm.feed.latest(self.name)
@@ -96,8 +119,44 @@ class ContainerKeeper:
                 return self._end(await self._start_error(e))
         else:
             started_ns = known.started_ns
-        self._note_running(started_ns)
-        return self._end(terminated(await self._vm.feed.wait_exit(self.name, started_ns)))
+        self._condemned = False
+        if self._care.post_start is None:
+            self._note_running(started_ns)
+        ended = await first(self._vm.feed.wait_exit(self.name, started_ns), self._look_after(started_ns))
+        return self._end(terminated(ended))
+
+    # ---- while it runs -----------------------------------------------------------------------------------------------
+
+    async def _look_after(self, started_ns: int) -> NoReturn:
+        """Its hook and probes; never returns, since its end is seen elsewhere."""
+        hook = self._care.post_start
+        if hook is not None and self._record.state != Running(started_ns):
+            problem = await run_hook(self._actions, hook, HOOK_S)
+            if problem:
+                self._journal.note("Warning", "FailedPostStartHook", f"PostStartHook failed: {problem}", self.name)
+                await self._condemn("failed its postStart hook", self._grace_s)
+            self._note_running(started_ns)
+        verdict = await ContainerProbes(self.name, self._care, self._actions, self._journal, started_ns).run()
+        grace_s = self._grace_s if verdict.grace_s is None else verdict.grace_s
+        await self._condemn(f"failed {verdict.kind.lower()} probe", grace_s)
+
+    async def _condemn(self, why: str, grace_s: float) -> NoReturn:
+        """It is ended in order; never returns."""
+        self._condemned = True
+        again = "" if self._policy == "Never" else ", will be restarted"
+        self._journal.note("Normal", "Killing", f"Container {self.name} {why}{again}", self.name)
+        while True:
+            try:
+                await stop_container(
+                    self._vm.agent, self._actions, self._journal, self.name, self._care.pre_stop, grace_s
+                )
+                break
+            except Unavailable:
+                await asyncio.sleep(RETRY_S)
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    # ---- starting ----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> int:
         """Starts it; when that was.
@@ -139,26 +198,30 @@ class ContainerKeeper:
         return Terminated(code, "StartError", str(error), finished_ns=time.time_ns())
 
     def _note_running(self, started_ns: int) -> None:
-        record = self._record
-        if record.state == Running(started_ns):
-            return
+        record, care = self._record, self._care
+        joined = record.state == Running(started_ns)
+        started = care.startup is None or (joined and record.started)
+        ready = (started and care.readiness is None) or (joined and record.ready)
+        changes = {} if joined else self._counted(record)
+        self._journal.container(self.name, state=Running(started_ns), started=started, ready=ready, **changes)
+
+    @staticmethod
+    def _counted(record: ContainerRecord) -> dict[str, Any]:
+        """What a further attempt changes."""
         previous = record.ended
-        self._journal.container(
-            self.name,
-            state=Running(started_ns),
-            last=previous,
-            restarts=record.restarts + (1 if previous else 0),
-        )
+        return {"last": previous, "restarts": record.restarts + (1 if previous else 0)}
 
     def _end(self, ended: Terminated) -> Terminated:
         record = self._record
         self._dealt_with_ns = max(self._dealt_with_ns, ended.started_ns)
         ran_s = max(0, ended.finished_ns - ended.started_ns) / NS
+        changes = {} if isinstance(record.state, Running) else self._counted(record)
         self._journal.container(
             self.name,
             state=ended,
             delay_s=self._backoff.next(record.delay_s, ran_s),
             exited_at=time.time(),
+            **changes,
         )
         return ended
 
@@ -178,7 +241,7 @@ def terminated(instance: Instance) -> Terminated:
     return Terminated(
         exit_code=instance.exit_code,
         reason="OOMKilled" if instance.oom_killed else ending,
-        message=instance.message,
+        message=instance.message or instance.termination_message,
         signal=instance.signal,
         started_ns=instance.started_ns,
         finished_ns=instance.finished_ns,

@@ -142,7 +142,8 @@ def _containers(spec: Object, key: str, volumes: Mapping[str, Volume], security:
     items = spec.get(key) or ()
     if len(items) > MAX_CONTAINERS:
         raise InvalidInput(f"{len(items)} containers; at most {MAX_CONTAINERS} are taken", where=f"spec.{key}")
-    return tuple(parse_container(c, volumes, security, f"spec.{key}[{i}]") for i, c in enumerate(items))
+    init = key == "initContainers"
+    return tuple(parse_container(c, volumes, security, f"spec.{key}[{i}]", init=init) for i, c in enumerate(items))
 
 
 def _check_unique(containers: tuple[ContainerSpec, ...], init_containers: tuple[ContainerSpec, ...]) -> None:

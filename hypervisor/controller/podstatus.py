@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hypervisor.controller.manifest import TIMING_ANNOTATION
-from hypervisor.controller.record import ContainerRecord, Phase, PodRecord, Running, State, Terminated, Waiting
+from hypervisor.controller.record import NS, ContainerRecord, Phase, PodRecord, Running, State, Terminated, Waiting
 from hypervisor.controller.spec import ContainerSpec, PodSpec, Resources, RestartPolicy
 
 GUEST_ADDRESS = "10.0.2.15"
 """Every pod's address on QEMU's user-mode network; nothing else can reach it."""
-NS = 1_000_000_000
 
 
 def rfc3339(seconds: float) -> str:
@@ -23,14 +22,19 @@ def rfc3339(seconds: float) -> str:
 
 def phase_of(record: PodRecord, policy: RestartPolicy) -> Phase:
     """The phase that the containers' states add up to, by the kubelet's rules."""
-    if any(not (isinstance(c.state, Terminated) and c.state.succeeded) for c in record.init_containers):
-        failed = any(isinstance(c.state, Terminated) and not c.state.succeeded for c in record.init_containers)
+    if not record.initialized:
+        own = [c.state for c in record.init_containers if not c.sidecar]
+        failed = any(isinstance(state, Terminated) and not state.succeeded for state in own)
+        if failed and any(c.sidecar and isinstance(c.state, Running) for c in record.init_containers):
+            return "Pending"  # sidecars are yet to be ended
         return "Failed" if failed and policy == "Never" else "Pending"
     states = [c.state for c in record.containers]
     if any(isinstance(c.state, Waiting) and c.last is None for c in record.containers):
         return "Pending"
     if any(isinstance(state, Running) for state in states) or policy == "Always":
         return "Running"
+    if any(c.sidecar and isinstance(c.state, Running) for c in record.init_containers):
+        return "Running"  # it is about to be ended
     ended = [state for state in states if isinstance(state, Terminated)]
     if len(ended) < len(states):
         return "Running"  # one waits for its back-off to end
@@ -73,10 +77,10 @@ def _status(spec: PodSpec, created: float, record: PodRecord) -> dict[str, Any]:
         "startTime": rfc3339(created),
         "hostIP": "127.0.0.1",
         "qosClass": qos_class(spec),
-        "containerStatuses": [_container(spec.container(c.name), c) for c in record.containers],
+        "containerStatuses": [_container(spec, spec.container(c.name), c) for c in record.containers],
     }
     if record.init_containers:
-        status["initContainerStatuses"] = [_container(spec.container(c.name), c) for c in record.init_containers]
+        status["initContainerStatuses"] = [_container(spec, spec.container(c.name), c) for c in record.init_containers]
     if record.vm_up and spec.network.mode == "user":
         status |= {"podIP": GUEST_ADDRESS, "podIPs": [{"ip": GUEST_ADDRESS}]}
     if record.reason:
@@ -100,14 +104,12 @@ def qos_class(spec: PodSpec) -> str:
 
 
 def _conditions(record: PodRecord, created: float) -> list[dict[str, Any]]:
-    running = bool(record.containers) and all(isinstance(c.state, Running) for c in record.containers)
-    initialized = all(isinstance(c.state, Terminated) and c.state.succeeded for c in record.init_containers)
     done = "PodCompleted" if record.phase == "Succeeded" else "ContainersNotReady"
     return [
         _condition("PodReadyToStartContainers", record.vm_up, "VmNotReady", record.vm_up_at or created),
-        _condition("Initialized", initialized, "ContainersNotInitialized", created),
-        _condition("Ready", running, done, record.started_at or created),
-        _condition("ContainersReady", running, done, record.started_at or created),
+        _condition("Initialized", record.initialized, "ContainersNotInitialized", created),
+        _condition("Ready", record.ready, done, record.ready_at or created),
+        _condition("ContainersReady", record.ready, done, record.ready_at or created),
         _condition("PodScheduled", True, "", created),
     ]
 
@@ -117,14 +119,14 @@ def _condition(kind: str, met: bool, why_not: str, since: float) -> dict[str, An
     return condition if met or not why_not else condition | {"reason": why_not}
 
 
-def _container(spec: ContainerSpec, record: ContainerRecord) -> dict[str, Any]:
-    running = isinstance(record.state, Running)
+def _container(pod: PodSpec, spec: ContainerSpec, record: ContainerRecord) -> dict[str, Any]:
+    init = any(c.name == record.name and not c.sidecar for c in pod.init_containers)
     return {
         "name": record.name,
         "image": spec.image,
         "imageID": f"sha256:{record.image_id}" if record.image_id else "",
-        "ready": running,
-        "started": running,
+        "ready": record.ready or (init and isinstance(record.state, Terminated) and record.state.succeeded),
+        "started": record.started,
         "restartCount": record.restarts,
         "state": _state(record.state),
         "lastState": _state(record.last) if record.last else {},

@@ -116,7 +116,8 @@ class PodVm:
             kind = before.kind
         if before.kind != "run":
             grace = min(grace, before.grace_s)
-        intent = Intent(kind, grace, before.at if before.kind == kind else time.time())
+        same = before.kind == kind and before.grace_s == grace
+        intent = Intent(kind, grace, before.at if same else time.time())
         await self._journal.intend(intent)
         self._intent.set()
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+NS = 1_000_000_000
 Phase = Literal["Pending", "Running", "Succeeded", "Failed"]
 TERMINAL: tuple[Phase, ...] = ("Succeeded", "Failed")
 
@@ -61,6 +62,9 @@ class ContainerRecord:
     :ivar last: how the instance before the present one ended
     :ivar delay_s: the back-off before the present attempt; None before any failure
     :ivar exited_at: host time (seconds since the epoch) at which the last end was seen
+    :ivar started: it runs, and its startup probe has been content
+    :ivar ready: it runs and takes requests, by its readiness probe
+    :ivar sidecar: an init container that runs beside the main ones
     """
 
     name: str
@@ -70,6 +74,9 @@ class ContainerRecord:
     image_id: str = ""
     delay_s: float | None = None
     exited_at: float = 0.0
+    started: bool = False
+    ready: bool = False
+    sidecar: bool = False
 
     @property
     def ended(self) -> Terminated | None:
@@ -98,6 +105,7 @@ class PodRecord:
     :ivar vm_starts: VMs started for this pod
     :ivar vm_delay_s: the back-off before the present VM; None before any VM was lost
     :ivar vm_up_at: seconds since the epoch
+    :ivar ready_at: when the containers last became ready, or ceased to be; seconds since the epoch
     :ivar closed: logs are archived and the VM is gone: nothing is left to do but delete
     :ivar timing: seconds of each phase of the newest start
     """
@@ -113,6 +121,7 @@ class PodRecord:
     vm_delay_s: float | None = None
     vm_up_at: float = 0.0
     started_at: float = 0.0
+    ready_at: float = 0.0
     closed: bool = False
     timing: Mapping[str, float] = field(default_factory=dict)
 
@@ -120,6 +129,21 @@ class PodRecord:
     def terminal(self) -> bool:
         """The pod has ended for good."""
         return self.phase in TERMINAL
+
+    @property
+    def ready(self) -> bool:
+        """Every container that is to run does, and is ready."""
+        lasting = (*(c for c in self.init_containers if c.sidecar), *self.containers)
+        return bool(self.containers) and all(c.ready for c in lasting)
+
+    @property
+    def initialized(self) -> bool:
+        """Every init container has done its work: the main ones may run."""
+        began = any(c.ended or isinstance(c.state, Running) for c in self.containers)
+        return all(
+            (began or c.started) if c.sidecar else isinstance(c.state, Terminated) and c.state.succeeded
+            for c in self.init_containers
+        )
 
     def container(self, name: str) -> ContainerRecord:
         """The record of a container or init container, which must exist."""

@@ -21,6 +21,8 @@ USER_NETWORK = {"ifname": "eth0", "address": f"{GUEST_ADDRESS}/24", "gateway": "
 USER_DNS = "10.0.2.3"
 ENTROPY_BYTES = 64
 CPU_PERIOD_US = 100_000
+MESSAGE_BYTES, ALL_MESSAGES_BYTES = 4096, 12 * 1024
+"""Of one termination message, and of all of a pod's together."""
 
 _REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
 
@@ -139,6 +141,11 @@ def container_arguments(container: ContainerSpec, pod: PodSpec, uid: str, image:
             "memory_bytes": resources.memory_limit,
             "cpu_quota_us_per_100ms": _cpu_quota(resources.cpu_limit_millis),
             "cpu_shares": _cpu_shares(resources.cpu_request_millis),
+        },
+        "message": {
+            "path": container.care.message_path,
+            "max_bytes": min(MESSAGE_BYTES, ALL_MESSAGES_BYTES // (len(pod.containers) + len(pod.init_containers))),
+            "from_logs": container.care.message_from_logs,
         },
         "stop_signal": image.config.stop_signal or "SIGTERM",
     }

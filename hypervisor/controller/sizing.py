@@ -52,13 +52,25 @@ def vm_size(pod: PodSpec, *, host_cpus: int | None = None) -> VmSize:
         raise InvalidInput(
             f"the pod requests {requested}m of CPU; this host has {cpus * 1000}m", where="spec.containers"
         )
-    wanted = max(_millis(pod.containers), *(_millis([c]) for c in pod.init_containers), 1)
-    memory = max(_memory(pod.containers), *(_memory([c]) for c in pod.init_containers), 0)
+    groups = _together(pod)
+    wanted = max(*map(_millis, groups), 1)
+    memory = max(*map(_memory, groups), 0)
     return VmSize(
         vcpus=min(-(-wanted // 1000), cpus, MAX_VCPUS),
         memory_bytes=-(-(memory + GUEST_OVERHEAD) // MIB) * MIB,
         disk_bytes=_disk(pod),
     )
+
+
+def _together(pod: PodSpec) -> list[list[ContainerSpec]]:
+    """Containers that run at the same time: sidecars so far and each init container, then all sidecars and the rest."""
+    groups: list[list[ContainerSpec]] = []
+    sidecars: list[ContainerSpec] = []
+    for container in pod.init_containers:
+        groups.append([*sidecars, container])
+        if container.sidecar:
+            sidecars.append(container)
+    return [*groups, [*sidecars, *pod.containers]]
 
 
 def _millis(containers: Iterable[ContainerSpec]) -> int:

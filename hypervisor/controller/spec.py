@@ -72,8 +72,79 @@ class Security:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecAction:
+    """A program to run in the container."""
+
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAction:
+    """A GET; `host` empty means the pod's own address."""
+
+    port: int
+    path: str = "/"
+    host: str = ""
+    https: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAction:
+    """A connection; `host` empty means the pod's own address."""
+
+    port: int
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SleepAction:
+    """Nothing, for so long."""
+
+    seconds: int
+
+
+Action = ExecAction | HttpAction | TcpAction | SleepAction
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """When to look at a container, how, and how often it must be the same before it counts. Times are seconds.
+
+    :ivar grace_s: of the stop that follows its failure; None: the pod's
+    """
+
+    action: Action
+    initial_delay_s: int = 0
+    timeout_s: int = 1
+    period_s: int = 10
+    success_threshold: int = 1
+    failure_threshold: int = 3
+    grace_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How a container is looked after while it runs: probes, hooks, and where it leaves word of its end.
+
+    :ivar message_from_logs: of one that failed and left no message the end of its log is taken
+    """
+
+    liveness: Probe | None = None
+    readiness: Probe | None = None
+    startup: Probe | None = None
+    post_start: Action | None = None
+    pre_stop: Action | None = None
+    message_path: str = "/dev/termination-log"
+    message_from_logs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """One container; `command` and `args` None mean the image's own. `pull` None: the manifest says nothing."""
+    """One container; `command` and `args` None mean the image's own. `pull` None: the manifest says nothing.
+
+    :ivar sidecar: an init container that runs beside the main containers (``restartPolicy: Always``)
+    """
 
     name: str
     image: str
@@ -88,6 +159,8 @@ class ContainerSpec:
     tty: bool = False
     stdin: bool = False
     stdin_once: bool = False
+    care: Care = Care()
+    sidecar: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +201,11 @@ class PodSpec:
     def key(self) -> tuple[str, str]:
         """What names a pod on its host."""
         return self.namespace, self.name
+
+    @property
+    def sidecars(self) -> tuple[ContainerSpec, ...]:
+        """The init containers that run for as long as the main ones."""
+        return tuple(c for c in self.init_containers if c.sidecar)
 
     def container(self, name: str) -> ContainerSpec:
         """The container or init container of that name, which must be one of the pod's."""

@@ -6,7 +6,10 @@ Theory of operation
 
     boot: agent answers --> setup --> (record: vm_up) --> containers: init ones in turn, then all others
                                                               |
-                              every one has ended for good <--+--> a stop was asked for: SIGTERM, grace, SIGKILL
+          every main one has ended for good: sidecars end <---+--> a stop was asked for: preStop, SIGTERM, SIGKILL
+
+A stop ends the main containers together, then the sidecars, the last first. Its grace period may be shortened while it
+goes on: when it is over by what is wanted *now*, whatever still runs is killed.
 
 All of it races against the VM's death: whatever waits for the agent is given up as soon as QEMU or vmx has ended, and
 the reason is the VM's, not "the connection broke".
@@ -20,15 +23,19 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from hypervisor.controller.actions import LOOPBACK, Actions
 from hypervisor.controller.concurrency import first, together
 from hypervisor.controller.feed import AgentFeed, Instance
 from hypervisor.controller.journal import Journal
 from hypervisor.controller.keeper import ContainerKeeper, Vm, terminated
 from hypervisor.controller.machine import Machine
+from hypervisor.controller.podstatus import GUEST_ADDRESS
 from hypervisor.controller.record import Terminated
 from hypervisor.controller.runtime_spec import setup_arguments
 from hypervisor.controller.services import Services
+from hypervisor.controller.sidecars import Sidecars
 from hypervisor.controller.spec import ContainerSpec, PodSpec
+from hypervisor.controller.stopping import EXTENSION_S, stop_container
 from hypervisor.errors import Conflict, HvError, Timeout, Unavailable, VmFailed
 from hypervisor.introspect.agent import AgentClient, AgentStream
 
@@ -55,7 +62,8 @@ class VmSession:
         self._machine = machine
         self._arguments = arguments
         self.agent: AgentClient = services.connect(machine.address)
-        self._vm = Vm(self.agent, AgentFeed(self.agent, patience_s=services.times.agent_s))
+        address = GUEST_ADDRESS if pod.network.mode == "user" else LOOPBACK
+        self._vm = Vm(self.agent, AgentFeed(self.agent, patience_s=services.times.agent_s), address)
 
     async def boot(self) -> None:
         """Waits for the agent and sets the guest up.
@@ -144,28 +152,62 @@ class VmSession:
 
     async def _run_fed(self, stop: Stop) -> None:
         await self._vm.feed.wait_ready()
+        intent = self._journal.record.intent
+        if intent.kind != "run":  # a daemon before this one was stopping it
+            await self._stop(max(0.0, intent.at + intent.grace_s - time.time()))
+            return
         grace_s = await first(self._containers(), stop())
         if grace_s is not None:
             await self._stop(grace_s)
 
     async def _containers(self) -> None:
-        if not self._main_containers_began():
-            for container in self._pod.init_containers:
-                ended = await self._keep(container, init=True)
-                if not ended.succeeded:
-                    return
-        began = time.monotonic()
-        await first(together(*(self._keep(c) for c in self._pod.containers)), self._note_started(began))
+        sidecars = Sidecars(self._journal, self._keep)
+        try:
+            await first(self._in_order(sidecars), sidecars.raise_failure())
+        finally:
+            await sidecars.close()
+
+    async def _in_order(self, sidecars: Sidecars) -> None:
+        if await self._initialize(sidecars):
+            began = time.monotonic()
+            await first(together(*(self._keep(c) for c in self._pod.containers)), self._note_started(began))
+        deadline = time.monotonic() + self._pod.grace_s
+        await sidecars.end(lambda name: self._stop_one(name, max(0.0, deadline - time.monotonic())))
+
+    async def _initialize(self, sidecars: Sidecars) -> bool:
+        """Runs the init containers, in order; whether the main ones may run."""
+        if self._main_containers_began():
+            for container in self._pod.sidecars:
+                sidecars.start(container)
+            return True
+        for container in self._pod.init_containers:
+            if container.sidecar:
+                sidecars.start(container)
+                await sidecars.wait_started(container)
+            elif not (await self._keep(container, init=True)).succeeded:
+                return False
+        return True
 
     def _main_containers_began(self) -> bool:
         return any(self._vm.feed.latest(c.name) for c in self._pod.containers)
 
     async def _keep(self, container: ContainerSpec, *, init: bool = False) -> Terminated:
         policy = self._pod.restart_policy
-        if init and policy == "Always":
+        if container.sidecar:
+            policy = "Always"
+        elif init and policy == "Always":
             policy = "OnFailure"  # an init container that has succeeded is done
         arguments = self._arguments[container.name]
-        return await ContainerKeeper(self._vm, self._journal, arguments, policy, self._services.times.backoff).run()
+        keeper = ContainerKeeper(
+            self._vm,
+            self._journal,
+            arguments,
+            policy,
+            self._services.times.backoff,
+            care=container.care,
+            grace_s=self._pod.grace_s,
+        )
+        return await keeper.run()
 
     async def _note_started(self, began: float) -> NoReturn:
         version = 0
@@ -178,18 +220,41 @@ class VmSession:
         raise AssertionError("unreachable")
 
     async def _stop(self, grace_s: float) -> None:
-        names = [c.name for c in (*self._pod.init_containers, *self._pod.containers)]
+        await first(self._stop_in_order(grace_s), self._kill_late())
+
+    async def _stop_in_order(self, grace_s: float) -> None:
+        deadline = time.monotonic() + grace_s
+        sidecars = [c.name for c in self._pod.sidecars]
+        names = [c.name for c in (*self._pod.init_containers, *self._pod.containers) if c.name not in sidecars]
         await together(*(self._stop_one(name, grace_s) for name in names))
+        for name in reversed(sidecars):
+            await self._stop_one(name, max(0.0, deadline - time.monotonic()))
+
+    async def _kill_late(self) -> NoReturn:
+        """Kills what still runs when the grace period that is wanted now, and what hooks may add to it, is over."""
+        version = 0
+        while True:
+            intent = self._journal.record.intent
+            left = intent.at + intent.grace_s + EXTENSION_S - time.time()
+            if left <= 0:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    version = await self._journal.topic.wait_newer(version)
+        for container in (*self._pod.init_containers, *self._pod.containers):
+            known = self._vm.feed.latest(container.name)
+            if known is not None and not known.exited:
+                with suppress(HvError):  # it has ended, or the feed will tell that the agent has gone
+                    await self.agent.call("container.signal", {"name": container.name, "signal": 9, "all": True})
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
 
     async def _stop_one(self, name: str, grace_s: float) -> None:
         known = self._vm.feed.latest(name)
         if known is not None and not known.exited:
-            try:
-                await self.agent.stop(name, grace_s)
-            except Unavailable:
-                raise
-            except HvError:
-                pass  # it ended by itself meanwhile
+            actions = Actions(self.agent, name, self._vm.address)
+            hook = self._pod.container(name).care.pre_stop
+            await stop_container(self.agent, actions, self._journal, name, hook, grace_s)
             known = await self._vm.feed.wait_exit(name, known.started_ns)
         self._record_stopped(name, known)
 

@@ -30,7 +30,7 @@ import structlog
 
 from hypervisor.controller.journal import new_record
 from hypervisor.controller.node.config import Beats, NodeConfig
-from hypervisor.controller.node.podreport import events_between, rejected, status_of, status_patch
+from hypervisor.controller.node.podreport import PodEvent, events_between, rejected, status_of, status_patch
 from hypervisor.controller.node.translate import host_manifest
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
@@ -103,18 +103,29 @@ class PodSync:
 
     async def _watch_pod(self, pod: PodVm) -> None:
         key, topic = pod.pod.key, pod.journal.topic
+        told = 0
         seen = new_record(pod.pod) if pod.stored.uid in self._fresh else pod.journal.record
         self._fresh.discard(pod.stored.uid)
         self._queue.add(key)
         while not pod.gone.is_set():
             version = topic.version
             record = pod.journal.record
+            told = self._tell_notices(pod, told)
             if record != seen:
                 self._tell(pod, events_between(seen, record, pod.pod))
                 seen = record
                 self._queue.add(key)
             if not pod.gone.is_set():
                 await topic.wait_newer(version)
+
+    def _tell_notices(self, pod: PodVm, told: int) -> int:
+        """Tells those with a number above `told`; the highest number."""
+        init = {c.name for c in pod.pod.init_containers}
+        for notice in [n for n in pod.journal.notices if n.number > told]:
+            of_init = notice.container in init
+            self._tell(pod, [PodEvent(notice.kind, notice.reason, notice.message, notice.container, of_init)])
+            told = notice.number
+        return told
 
     def _tell(self, pod: PodVm, events: Any) -> None:
         shown = {"metadata": {"name": pod.pod.name, "namespace": pod.pod.namespace, "uid": pod.stored.uid}}

@@ -35,6 +35,8 @@ class Script:
     ignore_sigterm: bool = False
     logs: bytes | None = None
     mute: bool = False
+    looks: dict[str, bool] = field(default_factory=dict)
+    """What a probe or hook by exec says, by its first argument; one that is not here is content."""
 
 
 class FakeGuest:
@@ -173,10 +175,26 @@ class FakeGuest:
         return {"pid": 1, "started_ns": started}
 
     async def _container_stop(self, args: dict[str, Any]) -> dict[str, Any]:
-        if self.script.ignore_sigterm:
-            await asyncio.sleep(args["grace_s"])
-        self.exit(args["name"], 143)
+        container, until = self.containers[args["name"]], time.monotonic() + args["grace_s"]
+        while self.script.ignore_sigterm and container["state"] == "running" and time.monotonic() < until:  # noqa: ASYNC110 - a fake
+            await asyncio.sleep(0.01)
+        if container["state"] == "running":
+            self.exit(args["name"], 143)
         return {"exit_code": 143, "signal": 15}
+
+    async def _probe(self, args: dict[str, Any]) -> dict[str, Any]:
+        if self.containers[args["container"]]["state"] != "running":
+            raise NotFound("it does not run")
+        what = args["exec"]["argv"][0]
+        return {"ok": self.script.looks.get(what, True), "message": f"{what} looked"}
+
+    def looks(self, what: str) -> int:
+        """How often that was asked for."""
+        return sum(call == "probe" and args["exec"]["argv"][0] == what for call, args in self.calls)
+
+    async def _container_signal(self, args: dict[str, Any]) -> dict[str, Any]:
+        self.exit(args["name"], 128 + args["signal"])
+        return {}
 
     async def _logs_archive(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {}
