@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,13 @@ async def measure(port: int, tls: ssl.SSLContext, pid: int, seconds: float) -> l
         return found
 
 
-def run(seconds: float) -> list[Figure]:
+def run(rounds: int, seconds: float = 2.0) -> list[Figure]:
+    """So many rounds, each with a server of its own."""
+    found = [once(seconds) for _ in range(rounds)]
+    return [replace(f[0], samples=tuple(s for figure in f for s in figure.samples)) for f in zip(*found, strict=True)]
+
+
+def once(seconds: float) -> list[Figure]:
     """Starts a server, measures it, ends it."""
     with tempfile.TemporaryDirectory(prefix="hv-bench-") as folder:
         command = [sys.executable, "-c", SERVER, folder]
@@ -226,7 +233,7 @@ def run(seconds: float) -> list[Figure]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0)
-    for figure in run(parser.parse_args().seconds):
+    for figure in once(parser.parse_args().seconds):
         print(figure.row())
 
 

@@ -19,6 +19,8 @@ SECTIONS = {
     "store": 3,
     "memory": 1,
     "faults": 9,
+    "apiserver": 3,
+    "growth": 5,
 }
 
 
