@@ -13,8 +13,8 @@ from importlib import import_module
 
 import click
 
-from hypervisor.cli import words
-from hypervisor.cli.connect import connect, connect_running
+from hypervisor.cli import route, words
+from hypervisor.cli.connect import connect, connect_any, connect_running
 from hypervisor.cli.main import COMPLETE_VARIABLE, USAGE, command_of
 from hypervisor.cli.rest import QUICK, Connection
 from hypervisor.cli.state import state_dir
@@ -54,6 +54,10 @@ class Settings:
     def connect(self, timeout: float | None = QUICK) -> Connection:
         """A connection to the daemon, started when there is none (see `hypervisor.cli.connect.connect`)."""
         return connect(self.state, timeout)
+
+    def connect_any(self, timeout: float | None = QUICK) -> Connection:
+        """A connection to the cluster's master where one runs, else as `connect`."""
+        return connect_any(self.state, timeout)
 
     def connect_running(self, timeout: float | None = QUICK) -> Connection | None:
         """A connection to the daemon if it runs."""
@@ -104,11 +108,15 @@ class CommandTail(click.Command):
     help="Where the host keeps its state. Default: $HV_STATE_DIR, else /var/lib/podvisor for root and "
     "~/.local/state/podvisor for others.",
 )
+@click.option("--local", is_flag=True, help="Leave the cluster aside: this folder's own host. Also HV_LOCAL=1.")
+@click.option("--host", metavar="NAME", help="That host of the cluster alone.")
+@click.option("-n", "--namespace", metavar="NAME", help="Of pods that are named without one. Also HV_NAMESPACE.")
 @click.pass_context
-def cli(ctx: click.Context, state_dir: str | None) -> None:
+def cli(ctx: click.Context, state_dir: str | None, local: bool, host: str | None, namespace: str | None) -> None:
     """Run containers, each pod in a virtual machine of its own, with or without KVM.
 
-    A daemon (hostd) owns the pods; commands that need it start it in the background. PODs are named NAME or
+    A daemon (hostd) owns the pods; commands that need it start it in the background. Where hv cluster up has made a
+    cluster and its master runs, commands go through the master, and pods to one of its hosts. PODs are named NAME or
     NAMESPACE/NAME.
 
     \b
@@ -116,7 +124,9 @@ def cli(ctx: click.Context, state_dir: str | None) -> None:
     failed, and 128 + n when signal n ended the process. All others: 0, 1 for a
     failure, 2 for wrong usage. HV_DEBUG=1 adds the stack trace to an error.
     """
-    ctx.obj = Settings(_state_dir(state_dir))
+    chosen = _state_dir(state_dir)
+    route.choose(local=local, namespace=namespace)
+    ctx.obj = Settings(route.host_state(chosen, host) if host else chosen)
 
 
 _state_dir = state_dir

@@ -14,6 +14,7 @@ import click
 from hypervisor.cli.app import Settings, pass_settings
 from hypervisor.cli.pods import name_of
 from hypervisor.cli.rest import Connection
+from hypervisor.cli.route import find_cluster
 from hypervisor.errors import Conflict, InvalidInput
 
 # Not podvisor.dev/..., which is the host's own and closed to what it does not know.
@@ -37,17 +38,25 @@ def apply(settings: Settings, files: Sequence[str]) -> None:
 
     All documents are read before the first pod is started. A pod that was applied before from the same manifest is
     left as it is; one that differs is refused, since a pod cannot be changed: remove it first.
+
+    In a cluster: objects of any kind, by server-side apply.
     """
-    manifests = [m for file in files for m in read_manifests(file)]
+    cluster = find_cluster(settings.state)
+    manifests = [m for file in files for m in read_manifests(file, any_kind=cluster is not None)]
     if not manifests:
         raise InvalidInput("no manifest in " + ", ".join(files))
-    with settings.connect(None) as connection:
+    if cluster is not None:
+        from hypervisor.cli.apply_upstream import apply_all
+
+        apply_all(cluster, manifests)
+        return
+    with settings.connect_any(None) as connection:
         for manifest in manifests:
             click.echo(f"pod/{_name(manifest)} {_apply(connection, manifest)}")
 
 
-def read_manifests(file: str) -> list[dict[str, Any]]:
-    """The Pods of a file.
+def read_manifests(file: str, *, any_kind: bool = False) -> list[dict[str, Any]]:
+    """The Pods of a file, or all objects.
 
     :raises InvalidInput: it cannot be read, or holds something else
     """
@@ -63,7 +72,7 @@ def read_manifests(file: str) -> list[dict[str, Any]]:
     except InvalidInput as e:
         raise InvalidInput(str(e), where=shown) from e
     for number, manifest in enumerate(found, 1):
-        if manifest.get("kind") != "Pod":
+        if manifest.get("kind") != "Pod" and not any_kind:
             raise InvalidInput(f"document {number} is a {manifest.get('kind')!s:.60}; hv apply takes Pods", where=shown)
         if not _name(manifest):
             raise InvalidInput(f"document {number} has no metadata.name", where=shown)

@@ -30,7 +30,7 @@ def attach(settings: Settings, pod: str, container: str | None, no_stdin: bool, 
     running. Without a terminal Ctrl-C only ends hv; the container goes on. Exit code: the container's.
     """
     namespace, name = pod_reference(pod)
-    with settings.connect() as connection:
+    with settings.connect_any() as connection:
         container = container or first_container(connection, namespace, name)
         found = connection.get("hv", "v1", "pods", namespace, name)
     spec = _container(found, container)

@@ -1,8 +1,12 @@
-"""A connection to the daemon of a state folder, which is started when none answers. On the hot path."""
+"""A connection to the daemon of a state folder, which is started when none answers, or to the master of its cluster.
+
+On the hot path.
+"""
 
 from __future__ import annotations
 
 from hypervisor.cli.rest import QUICK, Connection
+from hypervisor.cli.route import find_cluster
 from hypervisor.cli.state import read_endpoint
 from hypervisor.errors import Unavailable
 
@@ -20,6 +24,22 @@ def connect_running(state: str, timeout: float | None = QUICK) -> Connection | N
         ) from e
     except OSError:
         return None  # it has died; its file is left over
+
+
+def connect_any(state: str, timeout: float | None = QUICK) -> Connection:
+    """A connection to the cluster's master where one runs, else to the host's daemon as `connect` has it.
+
+    :raises Unavailable: see there
+    """
+    cluster = find_cluster(state)
+    if cluster is None:
+        return connect(state, timeout)
+    from hypervisor.cli.upstream import MasterConnection
+
+    try:
+        return MasterConnection(cluster, timeout)
+    except OSError as e:
+        raise Unavailable(f"the cluster's master does not answer ({e}); see: hv cluster status") from e
 
 
 def connect(state: str, timeout: float | None = QUICK) -> Connection:

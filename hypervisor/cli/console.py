@@ -25,7 +25,7 @@ def console(settings: Settings, pod: str, follow: bool, tail: int | None) -> Non
     """
     query = [("follow", "1")] if follow else []
     query += [("tail", str(tail))] if tail is not None else []
-    with settings.connect(None) as connection:
+    with settings.connect_any(None) as connection:
         where = target(("hv", "v1", "pods", *pod_reference(pod), "console"), query)
         printed = False
         for data in connection.call("GET", where).chunks():

@@ -83,7 +83,7 @@ def cp(settings: Settings, source: str, destination: str, container: str | None)
     if pod is None or (from_pod and to_pod):
         raise click.UsageError("exactly one of SOURCE and DESTINATION must be POD:PATH")
     namespace, name = pod_reference(pod)
-    with settings.connect(None) as connection:
+    with settings.connect_any(None) as connection:
         container = container or first_container(connection, namespace, name)
         if from_pod:
             copy_out(connection, Remote(namespace, name, container, from_path), to_path)
@@ -250,7 +250,7 @@ def remote_kind(settings: Settings, remote: Remote, path: str) -> str:
 
 
 def _first_entry(settings: Settings, remote: Remote, path: str) -> tarfile.TarInfo | None:
-    with settings.connect() as connection:  # of its own: it is closed before the archive's end
+    with settings.connect_any() as connection:  # of its own: it is closed before the archive's end
         try:
             response = connection.call("GET", remote.where(path))
         except NotFound:

@@ -10,7 +10,7 @@ import os
 import sys
 
 from hypervisor.cli import session, words, ws
-from hypervisor.cli.connect import connect
+from hypervisor.cli.connect import connect_any
 from hypervisor.cli.rest import Connection, target
 from hypervisor.cli.state import pod_reference
 from hypervisor.errors import HvError, InvalidInput
@@ -53,7 +53,7 @@ def run_exec(state: str, asked: ExecArguments) -> int:
     """
     namespace, name = pod_reference(asked.pod)
     tty = usable_tty(asked.tty, asked.stdin)
-    connection = connect(state)
+    connection = connect_any(state)
     container = asked.container or first_container(connection, namespace, name)
     query = stream_query(asked.stdin, tty) + [("command", word) for word in asked.command]
     protocol = ws.handshake(connection, target(("exec", namespace, name, container), query), session.PROTOCOLS)

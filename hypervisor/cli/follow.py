@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hypervisor.cli import pods, session, ws
+from hypervisor.cli.connect import connect_any
 from hypervisor.cli.execute import stream_query
 from hypervisor.cli.rest import Connection, target
+from hypervisor.cli.route import find_cluster
 from hypervisor.cli.state import read_endpoint
 from hypervisor.errors import Conflict, HvError, NotFound, Unavailable, VmFailed
 
@@ -66,7 +68,9 @@ def join(
 
 
 def fresh(state: str) -> Connection:
-    """A connection of its own to the daemon that has just been talked to."""
+    """A connection of its own to the daemon or master that has just been talked to."""
+    if find_cluster(state) is not None:
+        return connect_any(state)
     endpoint = read_endpoint(state)
     if endpoint is None:
         raise Unavailable("hostd has stopped; see hv host status")

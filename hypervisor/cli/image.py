@@ -44,7 +44,7 @@ def pull(settings: Settings, name: str, policy: str) -> None:
 
     Credentials: those of hv image login, skopeo and docker.
     """
-    with settings.connect(None) as connection:
+    with settings.connect_any(None) as connection:
         answer = connection.post("hv", "v1", "images", "pull", value={"reference": name, "policy": policy})
         click.echo(_shown(progress.follow(answer, name)))
 
@@ -61,7 +61,7 @@ def import_(settings: Settings, archive: str, name: str | None) -> None:
     path = Path(archive).absolute()
     if not path.exists():
         raise InvalidInput(f"there is no file {archive}")
-    with settings.connect(None) as connection:
+    with settings.connect_any(None) as connection:
         answer = connection.post("hv", "v1", "images", "import", value={"path": str(path), "name": name})
         click.echo(_shown(progress.follow(answer, path.name)))
 
@@ -77,7 +77,7 @@ def _shown(result: dict[str, Any]) -> str:
 @pass_settings
 def ls(settings: Settings, output: str) -> None:
     """List images."""
-    with settings.connect() as connection:
+    with settings.connect_any() as connection:
         answer = connection.get("hv", "v1", "images")
     print_images(answer, output)
 
@@ -107,7 +107,7 @@ def rm(settings: Settings, names: Sequence[str]) -> int:
     failed = 0
     for name in names:
         try:
-            with settings.connect(None) as connection:
+            with settings.connect_any(None) as connection:
                 connection.call("DELETE", target(("hv", "v1", "images"), [("reference", name)])).read()
             click.echo(name)
         except HvError as e:
@@ -121,7 +121,7 @@ def rm(settings: Settings, names: Sequence[str]) -> int:
 @pass_settings
 def prune(settings: Settings, output: str) -> None:
     """Remove every image that no pod uses."""
-    with settings.connect(None) as connection:
+    with settings.connect_any(None) as connection:
         answer = connection.post("hv", "v1", "images", "prune").json()
     print_pruned(answer, output)
 

@@ -74,7 +74,7 @@ def logs(
     query += [(n, str(v)) for n, v in (("tailLines", tail), ("limitBytes", limit_bytes)) if v is not None]
     query += [since] if since else []
     namespace, name = pod_reference(pod)
-    with settings.connect(None) as connection:
+    with settings.connect_any(None) as connection:
         container = container or first_container(connection, namespace, name)
         response = connection.call("GET", target(("containerLogs", namespace, name, container), query))
         for data in response.chunks():

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FAILED, USAGE, OWN_ERROR = 1, 2, 125
 COMPLETE_VARIABLE = "_HV_COMPLETE"
 CONSOLE_MARK = "; last of the console: "
+VALUED = {"--state-dir": "--state-dir", "--host": "--host", "-n": "--namespace", "--namespace": "--namespace"}
+"""Global options that take a value, by each of their names."""
 CARRIES_EXIT_CODE = frozenset(("run", "exec", "attach"))
 
 
@@ -61,18 +63,26 @@ def _run(args: list[str]) -> int:
 
 
 def _exec_quickly(args: list[str]) -> int | None:
-    """Runs ``[--state-dir D] exec ...``; None when it is something else, or needs click's eye."""
-    state_dir = None
-    if args[:1] == ["--state-dir"] and len(args) > 1:
-        state_dir, args = args[1], args[2:]
-    elif args and args[0].startswith("--state-dir="):
-        state_dir, args = args[0].partition("=")[2], args[1:]
+    """Runs ``[GLOBAL OPTIONS] exec ...``; None when it is something else, or needs click's eye."""
+    given: dict[str, str] = {}
+    while args and args[0].startswith("-"):
+        name, equals, value = args[0].partition("=")
+        if name == "--local" and not equals:
+            given[name], args = "1", args[1:]
+        elif name in VALUED and (equals or len(args) > 1):
+            given[VALUED[name]], args = (value, args[1:]) if equals else (args[1], args[2:])
+        else:
+            return None
     if args[:1] != ["exec"]:
         return None
-    from hypervisor.cli import execute, state
+    from hypervisor.cli import execute, route, state
 
     asked = execute.parse_quickly(args[1:])
-    return None if asked is None else execute.run_exec(state.state_dir(state_dir), asked)
+    if asked is None:
+        return None
+    folder = state.state_dir(given.get("--state-dir"))
+    route.choose(local="--local" in given, namespace=given.get("--namespace"))
+    return execute.run_exec(route.host_state(folder, given["--host"]) if "--host" in given else folder, asked)
 
 
 def command_of(args: Sequence[str]) -> str:
@@ -81,7 +91,7 @@ def command_of(args: Sequence[str]) -> str:
     for word in args:
         if skip:
             skip = False
-        elif word == "--state-dir":
+        elif word in VALUED:
             skip = True
         elif not word.startswith("-"):
             return word

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hypervisor.cli import output, pods
+from hypervisor.cli import output, pods, route
 from hypervisor.cli.app import Settings, pass_settings
 
 HEADER = ("NAME", "STATUS", "RESTARTS", "AGE", "IMAGE")
@@ -17,12 +17,15 @@ WIDE = (*HEADER, "IP", "CONTAINERS", "UID")
 def ps(settings: Settings, output: str) -> None:
     """List pods.
 
-    All of them: those that run, those that wait, and those that have ended and were not removed. -o json prints the
-    v1 PodList that GET /pods answers with.
+    All of them: those that run, those that wait, and those that have ended and were not removed; with hv -n NAMESPACE
+    those of that namespace. -o json prints the v1 PodList that GET /pods answers with.
     """
-    with settings.connect() as connection:
+    with settings.connect_any() as connection:
         listed = connection.get("hv", "v1", "pods")
     items = sorted(listed.get("items") or (), key=pods.name_of)
+    if where := route.chosen_namespace():
+        items = [p for p in items if (p["metadata"].get("namespace") or "default") == where]
+        listed = {**listed, "items": items}
     wide = output == "wide"
     show(listed, output, items, wide)
 

@@ -26,8 +26,11 @@ from hypervisor.errors import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing costs 8 ms
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any
+    from typing import Any, Self
 
+    from hypervisor.cli.tls import TlsSocket
+
+    Stream = socket.socket | TlsSocket
     Write = Callable[[bytes], None]
     Body = bytes | Callable[[Write], None]
 
@@ -78,7 +81,7 @@ def error_from(status: int, body: bytes) -> HvError:
 class _Reader:
     """Buffered reading from a socket, with limits."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Stream) -> None:
         self._sock = sock
         self.buffer = bytearray()
 
@@ -218,13 +221,17 @@ class Connection:
         :raises ConnectionError, TimeoutError: nobody listens there
         """
         self.endpoint = endpoint
-        self._sock = socket.create_connection((endpoint.address, endpoint.port), CONNECT_TIMEOUT)
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = self._open()
         self._sock.settimeout(timeout)
         self._reader = _Reader(self._sock)
         self._answer: Response | None = None
 
-    def __enter__(self) -> Connection:
+    def _open(self) -> Stream:
+        sock = socket.create_connection((self.endpoint.address, self.endpoint.port), CONNECT_TIMEOUT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -238,7 +245,7 @@ class Connection:
         """Seconds without a byte before the next call is given up; None waits for ever."""
         self._sock.settimeout(timeout)
 
-    def detach(self) -> tuple[socket.socket, bytes]:
+    def detach(self) -> tuple[Stream, bytes]:
         """The socket and what was read of it beyond the answer, after an upgrade. The caller closes it."""
         return self._sock, bytes(self._reader.buffer)
 
@@ -260,7 +267,9 @@ class Connection:
                 pass  # whoever asked had read enough
         whole = body if isinstance(body, bytes) else b""
         lines = [f"{method} {where} HTTP/1.1", f"Host: {self.endpoint.address}:{self.endpoint.port}"]
-        lines += [f"Authorization: Bearer {self.endpoint.token}", *(f"{k}: {v}" for k, v in headers)]
+        if self.endpoint.token:
+            lines.append(f"Authorization: Bearer {self.endpoint.token}")
+        lines += [f"{k}: {v}" for k, v in headers]
         if isinstance(body, bytes):
             lines.append(f"Content-Length: {len(body)}")
         elif body is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from hypervisor.cli import complete, follow, pods, podspec, progress, session
+from hypervisor.cli import complete, follow, pods, podspec, progress, route, session
 from hypervisor.cli.app import CommandTail, Settings, pass_settings
 from hypervisor.cli.execute import usable_tty
 from hypervisor.cli.output import note
@@ -174,7 +174,7 @@ class _Run:
             podspec.check(self._options)  # a mistake shows before a daemon is started for it
         except InvalidInput as e:
             raise click.UsageError(str(e)) from e
-        with self._settings.connect(None) as connection:
+        with self._settings.connect_any(None) as connection:
             self._clock.lap("connect")
             self._pull(connection)
             self._clock.lap("image")
@@ -213,7 +213,7 @@ class _Run:
             if not options.name:
                 options = replace(options, name=podspec.generate_name())
             try:
-                created = connection.post("hv", "v1", "pods", value=podspec.build_pod(options)).json()
+                created = connection.post("hv", "v1", "pods", value=_placed(podspec.build_pod(options))).json()
             except Conflict:
                 if self._options.name or attempt == NAME_ATTEMPTS - 1:
                     raise
@@ -304,7 +304,7 @@ class _Run:
         try:
             with follow.fresh(self._settings.state) as connection:
                 connection.set_timeout(None)
-                where = ("hv", "v1", "pods", "default", self._options.name, "stop")
+                where = ("hv", "v1", "pods", route.namespace(), self._options.name, "stop")
                 connection.post(*where, query=query).read()
         except HvError as e:
             note(f"cannot stop the pod: {e}")
@@ -340,6 +340,14 @@ class _Run:
         except ValueError:
             host = {}
         print(json.dumps({"pod": pods.name_of(pod), "hv": self._clock.total(), "host": host}), file=sys.stderr)  # noqa: T201
+
+
+def _placed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """In the namespace that ``hv -n`` names."""
+    where = route.namespace()
+    if where == "default":
+        return manifest
+    return {**manifest, "metadata": {**manifest["metadata"], "namespace": where}}
 
 
 def _key(pod: dict[str, Any]) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from hypervisor.cli import route
 from hypervisor.errors import HvError, InvalidInput, Unavailable
 
 DEFAULT_ROOT = "/var/lib/podvisor"
@@ -71,4 +72,4 @@ def pod_reference(text: str) -> tuple[str, str]:
     namespace, slash, name = text.rpartition("/")
     if not name or "/" in namespace or (slash and not namespace):
         raise InvalidInput(f"{text!r} is no pod; write NAME or NAMESPACE/NAME")
-    return namespace or "default", name
+    return namespace or route.namespace(), name

@@ -66,7 +66,7 @@ def _each(settings: Settings, pods: Sequence[str], do: Callable[[Connection, str
     for pod in pods:
         try:
             namespace, name = pod_reference(pod)
-            with settings.connect(None) as connection:
+            with settings.connect_any(None) as connection:
                 do(connection, namespace, name)
             click.echo(pod)
         except HvError as e:

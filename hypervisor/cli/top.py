@@ -20,7 +20,7 @@ def top(settings: Settings, output: str) -> None:
 
     One line for each pod's VM as the host sees it, one for each of its containers as the guest sees it.
     """
-    with settings.connect() as connection:
+    with settings.connect_any() as connection:
         answer = connection.get("hv", "v1", "top")
     print_top(answer, output)
 

@@ -22,6 +22,8 @@ from hypervisor.master.api.splice import CONNECT_S, NodeAddress, splice
 ROUTES: Mapping[str, str] = {"exec": "exec", "attach": "attach", "portforward": "portForward", "log": "containerLogs"}
 """The kubelet's route by the pod's subresource."""
 _RENAMED = {"stdin": "input", "stdout": "output", "stderr": "error"}
+_AS_IT_IS = frozenset(("tty", "replay", "exitCode"))
+"""The last two are this project's own: what a container has written so far, and its exit code."""
 _ONLY_HERE = frozenset(("container", "pretty", "insecureSkipTLSVerifyBackend"))
 _TRUE = frozenset(("true", "1"))
 _CHUNK = 64 << 10
@@ -121,7 +123,7 @@ def target_of(pod: Mapping[str, Any], subresource: str, container: str, query_st
     if subresource in ("exec", "attach"):
         pairs = list(_stream_parameters(pairs))
     if subresource == "portforward":
-        pairs = [("port", v) for k, v in pairs if k in ("ports", "port")] + [p for p in pairs if p[0] == "ports"]
+        pairs = [("port", v) for k, v in pairs if k in ("ports", "port")]
     path = "/".join(quote(p, safe="") for p in parts)
     return f"/{path}" + (f"?{urlencode(pairs)}" if pairs else "")
 
@@ -131,7 +133,7 @@ def _stream_parameters(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, 
     for key, value in pairs:
         if key == "command":
             yield key, value
-        elif (key in _RENAMED or key == "tty") and value.lower() in _TRUE:
+        elif (key in _RENAMED or key in _AS_IT_IS) and value.lower() in _TRUE:
             yield _RENAMED.get(key, key), "1"
 
 

@@ -72,10 +72,11 @@ class DeploymentController:
         number = max(map(revisions.revision, others), default=0) + 1
         if new is None:
             new = await self._make(deployment, number, others)
-        elif revisions.revision(new) < number:
+        else:
             known = meta.get(new, "metadata", "annotations", default={})
-            annotations = revisions.annotations_for(deployment, known, number)
-            new = await self._patch(new, {"metadata": {"annotations": annotations}})
+            annotations = revisions.annotations_for(deployment, known, max(number, revisions.revision(new)))
+            if not annotations.items() <= known.items():  # its revision, or the change-cause that was noted afterwards
+                new = await self._patch(new, {"metadata": {"annotations": annotations}})
         if new is not None:
             await self._note_revision(deployment, revisions.revision(new))
         return new
