@@ -17,8 +17,8 @@ HEAD = """# The command line
 Made from the commands' own help by `python -m hypervisor.cli.manual > docs/cli.md`; a test keeps it true.
 
 `hv` talks to the daemon of one host, `hostd`, over HTTP on loopback, or to the master of a cluster
-([cluster.md](cluster.md)). A command that needs the daemon starts it in the background when it does not run. Tables are for
-people: with `-o json` a command prints the objects of the API.
+([cluster.md](cluster.md)). A command that needs the daemon starts it in the background when it does not run. Tables are
+for people: with `-o json` a command prints the objects of the API.
 Nothing is coloured but the progress bars of a pull, which a pipe gets as lines, and `NO_COLOR` in black and white.
 
 Environment: `HV_STATE_DIR` (as `--state-dir`), `HV_LOCAL=1` (`--local`), `HV_NAMESPACE` (`-n`), `HV_DEBUG=1` (stack
