@@ -43,7 +43,7 @@ from .streams import PipeWriter, Pump
 from .users import read_in_root, resolve
 from .wire import Frame, FrameType
 
-_REPORT_WAIT_S = 0.02
+_REPORT_WAIT_MS = 20
 HV_EXEC = "/usr/lib/podvisor/hv-exec"
 
 
@@ -69,7 +69,9 @@ class Report:
     def wait_a_little(self) -> None:
         """Blocks the whole agent for a few milliseconds, in which hv-exec nearly always does its work: the only CPU is
         its anyway, and each turn of the event loop that this saves costs a millisecond under TCG."""
-        select.select([self._sock], [], [], _REPORT_WAIT_S)
+        waiting = select.poll()  # not select(): with some hundred sessions descriptors go beyond 1024
+        waiting.register(self._sock, select.POLLIN)
+        waiting.poll(_REPORT_WAIT_MS)
         self._read()
 
     def read_rest(self) -> None:

@@ -21,7 +21,6 @@ import errno
 import hashlib
 import os
 import re
-import select
 import signal
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hypervisor.errors import HostUnfit, InvalidInput, NotFound, ResourceExhausted, Timeout
+from hypervisor.vmm.watch import readable
 
 PARENT = "podvisor"
 CPU_PERIOD_US = 100_000
@@ -504,7 +504,7 @@ async def _wait_exit(pid: int) -> None:
 
 
 async def _wait_readable(fd: int) -> None:
-    if select.select([fd], [], [], 0)[0]:
+    if readable(fd):
         return
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()

@@ -57,7 +57,7 @@ class ProcessWatch:
     @property
     def alive(self) -> bool:
         """Whether it still runs, as of now."""
-        if not self._dead.done() and select.select([self._pidfd], [], [], 0)[0]:
+        if not self._dead.done() and readable(self._pidfd):
             self._on_exit()
         return not self._dead.done()
 
@@ -106,6 +106,14 @@ class ProcessWatch:
             return None
         (mask,) = struct.unpack_from("=Q", info)
         return int(struct.unpack_from("=i", info, _EXIT_CODE)[0]) if mask & _PIDFD_INFO_EXIT else None
+
+
+def readable(fd: int) -> bool:
+    """Whether a descriptor can be read now. By poll: select cannot take descriptors from 1024 on, which a host with
+    some hundred sessions has."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def describe_status(status: int | None) -> str:

@@ -38,11 +38,8 @@ async def serve(request: web.Request, agent: AgentClient) -> web.StreamResponse:
         raise InvalidInput(
             f"upgrade to SPDY/3.1, or to a WebSocket with subprotocol {TUNNEL} or {V4}", where="Sec-WebSocket-Protocol"
         )
-    ports = (
-        []
-        if TUNNEL in protocols
-        else parse_ports([*request.query.getall("ports", []), *request.query.getall("port", [])])
-    )
+    named = request.query.getall("port", []) or request.query.getall("ports", [])  # an API server's word, a client's
+    ports = [] if TUNNEL in protocols else parse_ports(named)
     socket = web.WebSocketResponse(
         protocols=(TUNNEL, V4), max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT, compress=False
     )
