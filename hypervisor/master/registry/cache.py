@@ -3,22 +3,75 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.registry.entry import Entry, Event
 from hypervisor.master.store.base import Change, Item
 
+Place = tuple[str, str]
+"""A field that can be selected by, and its value."""
+
 
 class Listener(Protocol):
-    """A watcher, told of each event as it is published."""
+    """A watcher, told of each event that may concern it as it is published."""
 
     def offer(self, event: Event, number: int) -> None:
         """`number` counts the events of the kind; must not block."""
 
     def end(self) -> None:
         """The cache is no longer fed."""
+
+
+class Listeners:
+    """Watchers of one kind. Most ask for one value of one field (a node for its own pods, its own Node, a
+    secret by name): they are found by it, so that an event costs nothing to the others.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[Listener, Place | None] = {}
+        self._everywhere: dict[Listener, None] = {}
+        self._by_field: dict[str, dict[str, dict[Listener, None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Listener]:
+        return iter(tuple(self._places))
+
+    def add(self, listener: Listener, place: Place | None) -> None:
+        """`place`: hears only of events of objects that have (or had) this value of this field; None: of all."""
+        self._places[listener] = place
+        self._among(place)[listener] = None
+
+    def discard(self, listener: Listener) -> None:
+        """Is told no more."""
+        if listener not in self._places:
+            return
+        place = self._places.pop(listener)
+        there = self._among(place)
+        del there[listener]
+        if place is not None and not there:
+            del self._by_field[place[0]][place[1]]
+            if not self._by_field[place[0]]:
+                del self._by_field[place[0]]
+
+    def concerned(self, event: Event) -> list[Listener]:
+        """Those that may care for an event, each once."""
+        found = list(self._everywhere)
+        previous = event.previous
+        for name, by_value in self._by_field.items():
+            value = event.entry.fields[name]
+            found += by_value.get(value, ())
+            if previous is not None and previous.fields[name] != value:
+                found += by_value.get(previous.fields[name], ())
+        return found
+
+    def _among(self, place: Place | None) -> dict[Listener, None]:
+        if place is None:
+            return self._everywhere
+        return self._by_field.setdefault(place[0], {}).setdefault(place[1], {})
 
 
 class Ring:
@@ -86,7 +139,7 @@ class KindCache:
         self.kind = kind
         self.changed = floor
         self.ring = Ring(floor)
-        self.listeners: set[Listener] = set()
+        self.listeners = Listeners()
         self._entries: dict[str, Entry] = {}
         self._keys: list[str] = []
 
@@ -124,7 +177,7 @@ class KindCache:
         self.changed = entry.revision
         number = self.ring.end
         self.ring.append(event)
-        for listener in tuple(self.listeners):
+        for listener in self.listeners.concerned(event):
             listener.offer(event, number)
         if previous is not None:
             previous.forget()

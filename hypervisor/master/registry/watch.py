@@ -2,8 +2,9 @@
 
 Theory of operation: a watch is a cursor into the ring of events that all watchers of the kind share, so that a slow one
 costs nothing; it is sent away (410) when the ring has dropped what it has not read. States: *initial* (what there is,
-as ADDED), then *following*: read from the ring what concerns it; where there is nothing, wait to be woken by `offer`,
-which steps over events that do not concern a watch that has read all before.
+as ADDED), then *following*: read from the ring what concerns it; where there is nothing, wait to be woken by `offer`.
+A watch that waits has read everything, but for events that it was not told of because they cannot concern it (see
+`Listeners`): so its cursor jumps to the event that wakes it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hypervisor.kube.client import Object
 from hypervisor.kube.errors import expired
 from hypervisor.kube.selectors import FieldSelector, LabelSelector
 from hypervisor.master.kinds.kind import Kind
-from hypervisor.master.registry.cache import KindCache
+from hypervisor.master.registry.cache import KindCache, Place
 from hypervisor.master.registry.entry import Entry, Event
 from hypervisor.master.registry.feed import Feed
 
@@ -83,7 +84,7 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
         self._woken: asyncio.Future[None] | None = None
-        cache.listeners.add(self)
+        cache.listeners.add(self, _place(namespace, field))
         self._arm()
 
     async def batch(self) -> Sequence[Event]:
@@ -112,7 +113,8 @@ class Watch:
         """See `Listener`."""
         if self._woken is None or self._woken.done():
             return
-        if number == self._cursor and self._seen(event) is None:
+        self._cursor = number  # it waits, so it has read what was before; what it was not told of is not its concern
+        if self._seen(event) is None:
             self._cursor += 1
         else:
             self._woken.set_result(None)
@@ -160,11 +162,22 @@ class Watch:
 
     def _bookmark(self) -> None:
         self._bookmark_due = True
+        if self._woken is not None and not self._woken.done():
+            self._cursor = self._cache.ring.end
         self._wake()
 
     def _wake(self) -> None:
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
+
+
+def _place(namespace: str, field: FieldSelector) -> Place | None:
+    """Where the cache is to look for the watch: the field that says most."""
+    for requirement in field.requirements:
+        value = field.exact(requirement.field)
+        if value is not None:
+            return requirement.field, value
+    return ("metadata.namespace", namespace) if namespace else None
 
 
 def initial_events(entries: Sequence[Entry]) -> list[Event]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,31 @@ async def test_nothing_is_left_of_a_closed_watch(registry: Registry) -> None:
     async with registry.watch(POD, bookmarks=True):
         assert len(registry._feed.cache(POD).listeners) == 1
     assert not registry._feed.cache(POD).listeners
+
+
+async def test_an_event_is_offered_only_where_it_may_matter(registry: Registry) -> None:
+    def on(node: str) -> Callable[[Object], Object]:
+        return lambda obj: obj | {"spec": obj["spec"] | {"nodeName": node}}
+
+    registry._feed.cache(POD).ring._max_events = 4
+    async with AsyncExitStack() as stack:
+        watches = {}
+        for name in ("n1", "n2", "n3"):
+            opened = registry.watch(POD, field=parse_fields(f"spec.nodeName={name}"), resource_version="1")
+            watches[name] = await stack.enter_async_context(opened)
+        waiting = {name: asyncio.create_task(watch.batch()) for name, watch in watches.items()}
+        await asyncio.sleep(0)
+        for n in range(20):  # more than the ring holds
+            await registry.create(POD, pod(f"p{n}"), "ns")
+        await registry.update(POD, "ns", "p0", on("n1"))
+        assert told(list(await waiting["n1"])) == [("ADDED", "p0")]
+        await registry.update(POD, "ns", "p0", on("n2"))  # cannot be in a cluster, but both must hear of it
+        assert told(list(await watches["n1"].batch())) == [("DELETED", "p0")]
+        assert told(list(await waiting["n2"])) == [("ADDED", "p0")]
+        event = registry._feed.cache(POD).ring._events[-1]
+        assert set(registry._feed.cache(POD).listeners.concerned(event)) == {watches["n1"], watches["n2"]}
+        watches["n3"]._bookmark()  # has been told of nothing, and yet has not fallen behind
+        assert [e.type for e in await waiting["n3"]] == ["BOOKMARK"]
 
 
 async def test_watchers_go_on_after_a_restart(store: SqliteStore) -> None:
