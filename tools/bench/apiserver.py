@@ -32,11 +32,11 @@ LISTED = 2000
 IN_FLIGHT = 32
 WATCH_RATE = 50
 SERVER = """
-import asyncio, sys
+import sys
 from pathlib import Path
-from hypervisor.master.daemon import MasterConfig, serve
+from hypervisor.master.daemon import MasterConfig, main
 config = MasterConfig(Path(sys.argv[1]), port=0, controllers=False)
-asyncio.run(serve(config, lambda master: print(master.port, flush=True)))
+main(config, lambda master: print(master.port, flush=True))
 """
 PODS = "/api/v1/namespaces/default/pods"
 Work = Callable[[int], Awaitable[None]]

@@ -39,11 +39,11 @@ CHANGES_S = 50
 WINDOW_S = 4.0
 LONGEST_S = 120.0
 SERVER = """
-import asyncio, sys
+import sys
 from pathlib import Path
-from hypervisor.master.daemon import MasterConfig, serve
+from hypervisor.master.daemon import MasterConfig, main
 config = MasterConfig(Path(sys.argv[1]), port=0)
-asyncio.run(serve(config, lambda master: print(master.port, flush=True)))
+main(config, lambda master: print(master.port, flush=True))
 """
 
 
