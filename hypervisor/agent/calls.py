@@ -50,6 +50,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
     calls = Calls()
     calls.unary = {
         "hello": partial(_hello, agent),
+        "rehearse": partial(_rehearse, agent),
         "setup": partial(_setup, agent),
         "volume.write": partial(_volume_write, agent),
         "container.start": partial(_start, agent),
@@ -108,6 +109,16 @@ async def _setup(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
     agent.engine.hostname = settings.hostname
     if settings.share_process_namespace:
         await agent.engine.share_processes()
+    return {}
+
+
+async def _rehearse(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
+    fields = Fields(args, "rehearse")
+    data_disk = fields.text("data_disk", None, limit=20)
+    fields.done()
+    if agent.setup.done or not template.wanted():
+        raise conflict("rehearse: only a clone that has not been set up yet can rehearse")
+    await template.rehearse(agent, data_disk)
     return {}
 
 

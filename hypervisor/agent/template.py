@@ -61,12 +61,7 @@ async def prepare(agent: Agent) -> None:
     for name in _LATER:
         with suppress(ImportError):  # not in this image: the call that needs it says so
             importlib.import_module(name)
-    try:
-        await _rehearse(agent)
-    except (AgentError, OSError) as e:
-        sys.stderr.write(f"agent: rehearsal: {e}\n")
-    finally:
-        _take_back(agent)
+    await rehearse(agent, None)
     _acpi("mask")
     sys.stderr.write(READY_LINE + "\n")
     sys.stderr.flush()
@@ -75,12 +70,27 @@ async def prepare(agent: Agent) -> None:
     _acpi("unmask")
 
 
-async def _rehearse(agent: Agent) -> None:
+async def rehearse(agent: Agent, data_disk: str | None) -> None:
+    """Runs a container and takes everything back; before `setup` only. A failure is said, and costs only time.
+
+    In a clone that waits for its pod this has the code on the way translated, which each QEMU has to do for itself.
+
+    :param data_disk: serial of the disk that takes part; None: memory takes its place
+    """
+    try:
+        await _rehearse(agent, data_disk)
+    except (AgentError, OSError) as e:
+        sys.stderr.write(f"agent: rehearsal: {e}\n")
+    finally:
+        _take_back(agent)
+
+
+async def _rehearse(agent: Agent, data_disk: str | None) -> None:
     from . import setup
     from .spec import parse_spec
 
     entropy = binascii.b2a_base64(os.urandom(32), newline=False).decode()
-    settings = {"hostname": "template", "clock_ns": time.time_ns(), "entropy": entropy, "data_disk": None}
+    settings = {"hostname": "template", "clock_ns": time.time_ns(), "entropy": entropy, "data_disk": data_disk}
     await agent.setup.run(setup.parse(settings))
     # hv-exec without a request ends at once and complains, which is all that is wanted of it.
     spec = parse_spec({"name": _NAME, "image_disk": _OWN_ROOT, "argv": [_PROGRAM]})

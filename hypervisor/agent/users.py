@@ -48,8 +48,8 @@ def resolve(wanted: User | str, passwd: str, group: str) -> User:
         return wanted._replace(home=entry[5] if entry else None)
     user, colon, group_name = wanted.partition(":")
     user = user or "0"
-    entry = _find(passwd, 0, user) or (_find(passwd, 2, user) if user.isdigit() else None)
-    if entry is None and not user.isdigit():
+    entry = _find(passwd, 0, user) or (_find(passwd, 2, user) if user.isdecimal() else None)
+    if entry is None and not user.isdecimal():
         raise invalid(f"user {user[:80]!r}: the image's /etc/passwd has no such user")
     uid = _number(entry[2] if entry else user, wanted)
     home = entry[5] if entry else None
@@ -65,22 +65,22 @@ def _rows(text: str, columns: int) -> list[list[str]]:
 
 def _find(passwd: str, column: int, value: str) -> list[str] | None:
     for row in _rows(passwd, 7):
-        if row[column] == value and row[2].isdigit() and row[3].isdigit():
+        if row[column] == value and row[2].isdecimal() and row[3].isdecimal():
             return row
     return None
 
 
 def _group_number(name: str, group: str, wanted: str) -> int:
     for row in _rows(group, 4):
-        if row[0] == name and row[2].isdigit():
+        if row[0] == name and row[2].isdecimal():
             return _number(row[2], wanted)
-    if name.isdigit():
+    if name.isdecimal():
         return _number(name, wanted)
     raise invalid(f"user {wanted[:80]!r}: the image's /etc/group has no group {name[:80]!r}")
 
 
 def _memberships(group: str, user: str, gid: int) -> tuple[int, ...]:
-    found = {int(row[2]) for row in _rows(group, 4) if row[2].isdigit() and user in row[3].split(",")}
+    found = {int(row[2]) for row in _rows(group, 4) if row[2].isdecimal() and user in row[3].split(",")}
     return tuple(sorted(g for g in found if g != gid and g < 2**32 - 1))[:1000]
 
 

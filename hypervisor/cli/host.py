@@ -12,12 +12,13 @@ import click
 
 from hypervisor.cli import output
 from hypervisor.cli.app import CONTEXT, Settings, pass_settings
-from hypervisor.cli.rest import Connection
-from hypervisor.errors import InvalidInput, Timeout
+from hypervisor.cli.rest import QUICK, Connection
+from hypervisor.errors import Conflict, InvalidInput, Timeout
 
 if TYPE_CHECKING:
     from hypervisor.controller.node.config import NodeConfig
 
+WARM = click.IntRange(0, 1000)
 STOP_TIMEOUT = 120.0  # seconds, pods with their grace periods included
 
 
@@ -35,18 +36,22 @@ STOP_TIMEOUT = 120.0  # seconds, pods with their grace periods included
 @click.option("--node-memory", metavar="SIZE", help="Memory to offer, as 4Gi. Default: all but what the host needs.")
 @click.option("--max-pods", metavar="N", type=click.IntRange(1), default=110, help="Pods to take. Default: 110.")
 @click.option("--client-ca", metavar="FILE", help="CA of callers of the node's server. Default: the kubeconfig's.")
+@click.option("--warm", metavar="N", type=WARM, default=0, help="VMs to keep ready for pods. Default: 0.")
 @pass_settings
-def hostd(settings: Settings, /, kubeconfig: str | None, **node: Any) -> int:
+def hostd(settings: Settings, /, kubeconfig: str | None, warm: int, **node: Any) -> int:
     """Run the host's daemon in the foreground.
 
     Commands that need it start it in the background by themselves. SIGTERM ends it and leaves its pods running; the
     next one finds them again. A second one on the same state folder is refused.
 
+    With --warm it keeps VMs that are through their start: a pod that sets no limits takes one at once. Each uses
+    memory all the time; they are given up when a pod needs it.
+
     With --kubeconfig it is a node of a Kubernetes cluster, too; the other options say what kind of node.
     """
     from hypervisor.controller.hostd import main
 
-    code = main(settings.state, _node(kubeconfig, **node) if kubeconfig else None)
+    code = main(settings.state, _node(kubeconfig, **node) if kubeconfig else None, warm=warm)
     return int(code or 0)
 
 
@@ -107,13 +112,21 @@ def host() -> None:
 
 
 @host.command("start")
+@click.option("--warm", metavar="N", type=WARM, help="VMs to keep ready for pods; see hv hostd. Default: 0.")
 @pass_settings
-def start(settings: Settings) -> None:
+def start(settings: Settings, warm: int | None) -> None:
     """Start the daemon in the background, if it does not run yet.
 
     Its output goes to hostd.log in the state folder.
     """
-    with settings.connect() as connection:
+    from hypervisor.cli.starter import start_host
+
+    running = settings.connect_running() if warm is not None else None
+    if running is not None:
+        running.close()
+        raise Conflict("hostd runs already; end it (hv host stop, its pods go on running) to start it with --warm")
+    connection = settings.connect() if warm is None else start_host(settings.state, QUICK, ("--warm", str(warm)))
+    with connection:
         connection.get("hv", "v1", "version")
     click.echo(f"hostd runs; its state is in {settings.state}")
 

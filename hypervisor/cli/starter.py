@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from hypervisor.cli.connect import connect_running
@@ -18,10 +19,11 @@ LOOK_EVERY = 0.02
 GRACE_AFTER_DEATH = 5.0  # seconds that another hv's daemon gets, when ours ended because that one holds the lock
 
 
-def start_host(state: str, timeout: float | None) -> Connection:
+def start_host(state: str, timeout: float | None, options: Sequence[str] = ()) -> Connection:
     """Starts ``hv hostd`` in a session of its own, its output in ``<state>/hostd.log``.
 
     :param timeout: of the connection that is returned
+    :param options: of ``hv hostd``
     :raises InvalidInput: the state folder's name is too long; nothing was made
     :raises Unavailable: it ended, or did not listen within `START_TIMEOUT`; the message carries its last lines
     """
@@ -34,16 +36,16 @@ def start_host(state: str, timeout: float | None) -> Connection:
         with log.open("ab") as output:
             start = output.tell()
             print(f"hv: starting hostd (log: {log})", file=sys.stderr)  # noqa: T201
-            process = _spawn(state, output.fileno())
+            process = _spawn(state, output.fileno(), options)
     except OSError as e:
         raise Unavailable(f"cannot use the state folder {state}: {e.strerror}; give another with --state-dir") from e
     return _wait_listening(state, process, log, start, timeout)
 
 
-def _spawn(state: str, output: int) -> subprocess.Popen[bytes]:
+def _spawn(state: str, output: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "hypervisor.cli.main", "--state-dir", state, "hostd"],
+            [sys.executable, "-m", "hypervisor.cli.main", "--state-dir", state, "hostd", *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

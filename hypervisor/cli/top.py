@@ -27,7 +27,7 @@ def top(settings: Settings, output: str) -> None:
 
 def print_top(answer: dict[str, Any], fmt: str) -> None:
     """Prints hostd's answer in a format."""
-    rows = [row for pod in answer.get("pods") or () for row in _rows(pod)]
+    rows = [row for pod in answer.get("pods") or () for row in _rows(pod)] + _pool_rows(answer.get("host") or {})
     output.show(answer, fmt, names=(), header=HEADER, rows=rows)
 
 
@@ -36,6 +36,14 @@ def _rows(pod: dict[str, Any]) -> list[list[str]]:
     shown = name if namespace == "default" else f"{namespace}/{name}"
     rows = [_row(shown, "(VM)", pod.get("vm") or {})]
     return rows + [_row(shown, c, stats or {}) for c, stats in (pod.get("containers") or {}).items()]
+
+
+def _pool_rows(host: dict[str, Any]) -> list[list[str]]:
+    pool = host.get("pool")
+    if not pool:
+        return []
+    what = f"{pool.get('ready')} of {pool.get('wanted')} VMs ready"
+    return [_row("(warm pool)", what, {"memory_bytes": pool.get("memory_bytes")})]
 
 
 def _row(pod: str, what: str, stats: dict[str, Any]) -> list[str]:

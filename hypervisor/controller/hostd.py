@@ -58,6 +58,7 @@ class HostConfig:
 
     :ivar port: 0 lets the kernel choose one
     :ivar starts: VMs that may be starting at the same time
+    :ivar warm: VMs that are kept ready for pods
     :ivar node: how it takes part in a cluster; None: it stands alone
     """
 
@@ -68,14 +69,15 @@ class HostConfig:
     starts: int = field(default_factory=lambda: STARTS_PER_CPU * (os.cpu_count() or 1))
     times: Times = field(default_factory=Times)
     node: NodeConfig | None = None
+    warm: int = 0
 
 
-def main(state_dir: str | os.PathLike[str] | None = None, node: NodeConfig | None = None) -> int:
+def main(state_dir: str | os.PathLike[str] | None = None, node: NodeConfig | None = None, *, warm: int = 0) -> int:
     """Runs a daemon in the foreground until a signal or ``hv host stop`` ends it.
 
     :raises HvError: it cannot run here; nothing was changed that the next start would not mend
     """
-    config = HostConfig(state_directory(Path(state_dir) if state_dir else None), node=node)
+    config = HostConfig(state_directory(Path(state_dir) if state_dir else None), node=node, warm=warm)
     if node is not None:
         check_node(node)
     asyncio.run(serve(config))
@@ -95,20 +97,21 @@ async def serve(config: HostConfig) -> None:
         log = structlog.get_logger()
         log.info("hostd starts", version=__version__, pid=os.getpid(), state=str(paths.root))
         store = await ImageStore.open(paths.images)
-        async with open_vm_host(paths, config.accelerator) as machines:
+        ledger = MemoryLedger()
+        async with open_vm_host(paths, config.accelerator, ledger, warm=config.warm) as machines:
             found = machines.capabilities
             kvm = found.kvm_unusable or "usable"
             log.info("host", kvm=kvm, vsock=found.vsock, qemu=".".join(map(str, found.qemu_version)))
-            await _serve_pods(config, store, machines)
+            await _serve_pods(config, store, machines, ledger)
         log.info("hostd has ended; its pods run on")
 
 
-async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost) -> None:
+async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost, ledger: MemoryLedger) -> None:
     objects = ClusterObjects()
     services = Services(
         machines=machines,
         images=StoredImages(store),
-        ledger=MemoryLedger(),
+        ledger=ledger,
         starts=asyncio.Semaphore(config.starts),
         times=config.times,
         objects=objects if config.node else HostObjects(),

@@ -23,6 +23,7 @@ def prepare(paths: HostPaths) -> None:
     try:
         paths.root.mkdir(mode=0o755, parents=True, exist_ok=True)
         paths.pods.mkdir(mode=0o711, exist_ok=True)
+        paths.warm.mkdir(mode=0o711, exist_ok=True)
         paths.manifests.mkdir(mode=0o700, exist_ok=True)
     except OSError as e:
         raise HvError(f"cannot make the state directory {paths.root}: {e.strerror}; choose another: --state-dir") from e

@@ -40,6 +40,12 @@ class Machine(Protocol):
     def address(self) -> VsockAddress:
         """Where its agent listens."""
 
+    def disk_serial(self, image: Path) -> str:
+        """By which serial the guest finds the disk of this image; of `VmRequest.images`.
+
+        :raises NotFound: it has no such disk
+        """
+
     async def wait_dead(self) -> str:
         """Waits until the VM has ended; why, in one line for a user, with the last of its console."""
 

@@ -89,6 +89,11 @@ class HostPaths:
         """A link leads to the folder that several hosts of one machine share."""
         return _followed(self.root / "templates")
 
+    @property
+    def warm(self) -> Path:
+        """VMs of the warm pool, also after a pod has taken one: its own folder then has a link to it."""
+        return self.root / "warm"
+
     def pod(self, uid: str) -> PodPaths:
         """The folder of the pod with this uid."""
         return PodPaths(self.pods / uid.replace("-", "")[:8])

@@ -203,10 +203,11 @@ class PodVm:
                 await self._drop_vm()
                 return
         else:
-            arguments = self._arguments(await self._pull(running=True))
+            images = await self._pull(running=True)
+            arguments = self._arguments(images)
             if arguments is None or self.machine is None:
                 return
-            session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
+            session = self._session(self.machine, images, arguments)
         await first(session.run(self._wait_stop), self._wait_killed(), self._volumes.keep(session.agent))
         self._end_ran()
 
@@ -290,12 +291,18 @@ class PodVm:
             self._services.ledger.measure(self.stored.uid, self.machine.memory_used)
             timing["vm"] = time.monotonic() - began
             self._journal.update(timing=rounded(timing))
-            session = VmSession(self._services, self.pod, self._journal, self.machine, arguments)
+            session = self._session(self.machine, images, arguments)
             await session.boot()
             await self._volumes.fill(session.agent, contents)
         self._log.info("VM is up", timing=dict(self._journal.record.timing))
         self._journal.update(reason="", message="")
         return session
+
+    def _session(self, machine: Machine, images: dict[str, Image], arguments: Arguments) -> VmSession:
+        placed = {
+            name: given | {"image_disk": machine.disk_serial(images[name].disk)} for name, given in arguments.items()
+        }
+        return VmSession(self._services, self.pod, self._journal, machine, placed)
 
     def _request(self, images: dict[str, Image]) -> VmRequest:
         disks = {image.serial: image.disk for image in images.values()}

@@ -62,6 +62,11 @@ def vm_size(pod: PodSpec, *, host_cpus: int | None = None) -> VmSize:
     )
 
 
+def default_size() -> VmSize:
+    """Of a pod with one container that asks for nothing."""
+    return VmSize(vcpus=1, memory_bytes=CONTAINER_MEMORY + GUEST_OVERHEAD, disk_bytes=DEFAULT_DISK)
+
+
 def _together(pod: PodSpec) -> list[list[ContainerSpec]]:
     """Containers that run at the same time: sidecars so far and each init container, then all sidecars and the rest."""
     groups: list[list[ContainerSpec]] = []
@@ -104,6 +109,9 @@ class MemoryLedger:
 
     A VM's promise holds from before its start until it has ended; what it uses already is missing from the kernel's
     figure and is counted once (`measure`).
+
+    *Spare* VMs (the warm pool's) hold their promise until another one needs it: then they are told to go, and count as
+    free memory from that moment on, for what they use is on its way back to the kernel.
     """
 
     def __init__(self, *, available: Callable[[], int] = available_memory, reserve: int = HOST_RESERVE) -> None:
@@ -111,6 +119,8 @@ class MemoryLedger:
         self._reserve = reserve
         self._promised: dict[str, int] = {}
         self._used: dict[str, Callable[[], int]] = {}
+        self._spares: dict[str, Callable[[], None]] = {}
+        self._leaving: set[str] = set()
 
     def promise(self, uid: str, size: VmSize) -> None:
         """Promises a VM its memory; harmless if it has been promised already.
@@ -119,15 +129,51 @@ class MemoryLedger:
         """
         if uid in self._promised:
             return
-        outstanding = sum(max(0, amount - self._used_by(other)) for other, amount in self._promised.items())
-        free = max(0, self._available() - self._reserve - outstanding)
-        if size.promised_bytes > free:
-            raise ResourceExhausted(
-                f"the pod's VM needs {_mib(size.promised_bytes)} of memory ({_mib(size.memory_bytes)} for the guest); "
-                f"the host has {_mib(free)} free beside what its {len(self._promised)} other VMs were promised; lower "
-                "resources.limits.memory or remove a pod"
-            )
+        free = self._free()
+        worth = {spare: max(self._promised[spare], self._used_by(spare)) for spare in self._spares}
+        if size.promised_bytes > free + sum(worth.values()):
+            raise self._refusal(size, max(0, free + sum(worth.values())))
+        for spare, gives in worth.items():
+            if size.promised_bytes <= free:
+                break
+            free += gives
+            self._give_up(spare)
         self._promised[uid] = size.promised_bytes
+
+    def promise_spare(self, uid: str, size: VmSize, give_up: Callable[[], None]) -> None:
+        """As `promise`, for a VM that nobody needs yet: it takes nothing from other spares.
+
+        :param give_up: called once, when its memory is needed; the VM is to end soon then, and `release` follows
+        :raises ResourceExhausted: it does not fit
+        """
+        free = self._free()
+        if size.promised_bytes > free:
+            raise self._refusal(size, max(0, free))
+        self._promised[uid] = size.promised_bytes
+        self._spares[uid] = give_up
+
+    def relieve(self) -> None:
+        """Gives a spare up when the host's memory has become short by something else than VMs' promises."""
+        if self._spares and self._free() < 0:
+            self._give_up(next(iter(self._spares)))
+
+    def _give_up(self, spare: str) -> None:
+        self._leaving.add(spare)
+        self._spares.pop(spare)()
+
+    def _free(self) -> int:
+        """Bytes that nobody has or was promised; below zero when promises cannot be kept any more."""
+        staying = {uid: amount for uid, amount in self._promised.items() if uid not in self._leaving}
+        outstanding = sum(max(0, amount - self._used_by(uid)) for uid, amount in staying.items())
+        coming_back = sum(self._used_by(uid) for uid in self._leaving)
+        return self._available() - self._reserve - outstanding + coming_back
+
+    def _refusal(self, size: VmSize, free: int) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"the pod's VM needs {_mib(size.promised_bytes)} of memory ({_mib(size.memory_bytes)} for the guest); "
+            f"the host has {_mib(free)} free beside what its {len(self._promised)} other VMs were promised; lower "
+            "resources.limits.memory or remove a pod"
+        )
 
     def _used_by(self, uid: str) -> int:
         measure = self._used.get(uid)
@@ -145,6 +191,8 @@ class MemoryLedger:
         """The VM has ended; harmless if it had no promise."""
         self._promised.pop(uid, None)
         self._used.pop(uid, None)
+        self._spares.pop(uid, None)
+        self._leaving.discard(uid)
 
 
 def _mib(count: int) -> str:

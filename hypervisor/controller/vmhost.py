@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
+from hypervisor.controller import warmvm
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.paths import HostPaths
+from hypervisor.controller.sizing import MemoryLedger
 from hypervisor.controller.templates import Templates, open_templates, size_class
+from hypervisor.controller.warmpool import WarmPool
+from hypervisor.controller.warmvm import WarmSource, WarmVm, kind_of
 from hypervisor.controller.zygotes import KeptZygote
-from hypervisor.errors import HvError
+from hypervisor.errors import HvError, NotFound, Unavailable
 from hypervisor.vmm import launch
 from hypervisor.vmm.capabilities import HostCapabilities, probe
 from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import IdentityPool
-from hypervisor.vmm.plan import ClonePlan, LaunchPlan, plan_launch
+from hypervisor.vmm.plan import IMAGE_SLOTS, ClonePlan, LaunchPlan, plan_launch
 from hypervisor.vmm.qmp import QmpEvent
+from hypervisor.vmm.slots import insert_images
 from hypervisor.vmm.succession import Succession
 from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vsock.address import VsockAddress
+
+log = structlog.get_logger(__name__)
 
 ROOM_LOOK_S = 2.0
 ROOM_BYTES = 64 * 1024 * 1024
@@ -42,15 +52,41 @@ class VmHost:
     identities: IdentityPool
     zygote: KeptZygote
     templates: Templates
+    pool: WarmPool[WarmVm] | None = None
 
     async def start(self, request: VmRequest) -> Machine:
         """:raises HvError: it could not be started; nothing of it is left"""
-        identity = await asyncio.to_thread(self.identities.take)
-        clone: ClonePlan | None = None
-        try:
+        with self.pool.starting() if self.pool else nullcontext():
             # As it is now: it may have been made anew, and a template of the old one must not meet the new one's root.
             guest = await asyncio.to_thread(GuestImage.load, self.guest.directory)
             config = size_class(self._config(request, guest))
+            return await self._warm(config, request) or await self._fresh(config, request)
+
+    async def _warm(self, config: VmConfig, request: VmRequest) -> Machine | None:
+        """A VM out of the pool, with the pod's images in it; None where there is none that would do."""
+        if self.pool is None or request.cold or len(config.image_disks) > IMAGE_SLOTS:
+            return None
+        warm = self.pool.take(kind_of(config))
+        if warm is None:
+            return None
+        try:
+            await asyncio.to_thread(warmvm.link, request.directory, warm.vm.plan.directory)
+            await insert_images(warm.vm, config.image_disks)
+        except HvError as e:
+            log.warning("warm VM is of no use; another is started", reason=str(e))
+            await warm.end()
+            warmvm.unlink(request.directory)
+            return None
+        except BaseException:
+            await warm.end()
+            warmvm.unlink(request.directory)
+            raise
+        return HostedVm(warm.vm, self, request.directory)
+
+    async def _fresh(self, config: VmConfig, request: VmRequest) -> Machine:
+        identity = await asyncio.to_thread(self.identities.take)
+        clone: ClonePlan | None = None
+        try:
             clone = None if request.cold else await self.templates.clone_plan(config)
             plan = plan_launch(config, self.capabilities, request.directory, identity, clone=clone)
             return HostedVm(await launch.start(plan, self.zygote, succession=self._succession), self)
@@ -58,6 +94,33 @@ class VmHost:
             self.templates.recorded(clone)
             self.identities.release(identity)
             raise
+
+    async def start_warm(self, config: VmConfig, directory: Path) -> RunningVm:
+        """A clone that belongs to nobody yet.
+
+        :raises HvError: it could not be started, or only cold; nothing of it is left
+        """
+        clone = await self.templates.clone_plan(config)
+        self.templates.recorded(clone)  # what a rehearsal touches is no first run's working set
+        if clone is None:
+            raise Unavailable("there is no template; pods of this host start cold, and a warm pool is of no use")
+        identity = await asyncio.to_thread(self.identities.take)
+        try:
+            plan = plan_launch(
+                config, self.capabilities, directory, identity, clone=dataclasses.replace(clone, recording=False)
+            )
+            return await launch.start(plan, self.zygote, succession=self._succession)
+        except BaseException:
+            self.identities.release(identity)
+            raise
+
+    async def end_warm(self, vm: RunningVm) -> None:
+        """Ends what `start_warm` started, and removes it."""
+        try:
+            await vm.end_now()
+            await vm.remove()
+        finally:
+            self.identities.release(vm.plan.identity)
 
     @property
     def _succession(self) -> Succession:
@@ -79,26 +142,29 @@ class VmHost:
 
     async def adopt(self, directory: Path) -> Machine | None:
         """The VM that an earlier daemon started there; None when it does not run."""
-        vm = await launch.adopt(directory, self._succession)
+        vm = await launch.adopt(warmvm.linked(directory), self._succession)
         if vm is None:
             return None
         self.identities.claim(vm.plan.identity)
-        return HostedVm(vm, self)
+        return HostedVm(vm, self, directory)
 
     def usage(self) -> dict[str, Any]:
-        """The page-frame database."""
-        return {"page_frames": asdict(self.templates.frames.usage())}
+        """The page-frame database, and the warm pool where there is one."""
+        pool = {"pool": self.pool.usage()} if self.pool else {}
+        return {"page_frames": asdict(self.templates.frames.usage())} | pool
 
     async def sweep(self, directory: Path) -> None:
         """Ends every process of the VM there and removes all that it left."""
-        await sweep(directory, self.capabilities)
+        await sweep(warmvm.linked(directory), self.capabilities)
+        warmvm.unlink(directory)
 
 
 class HostedVm:
     """A `Machine`: a running VM and its identity, which is given back when the VM has gone."""
 
-    def __init__(self, vm: RunningVm, host: VmHost) -> None:
+    def __init__(self, vm: RunningVm, host: VmHost, directory: Path | None = None) -> None:
         self.vm = vm
+        self._directory = directory or vm.plan.directory  # a link to the VM's, where it comes from the warm pool
         self._identities = host.identities
         self._templates = host.templates
         self._recording: asyncio.Task[None] | None = None
@@ -112,6 +178,13 @@ class HostedVm:
     def plan(self) -> LaunchPlan:
         """How it was started."""
         return self.vm.plan
+
+    def disk_serial(self, image: Path) -> str:
+        """As its plan has it: its own, or that of the empty place that it was put into."""
+        for disk in self.plan.disks:
+            if disk.path == image:
+                return disk.serial
+        raise NotFound(f"VM {self.plan.name} has no disk {image}")
 
     async def wait_dead(self) -> str:
         """Why it ended, with the last of its console."""
@@ -150,7 +223,7 @@ class HostedVm:
 
     def memory_used(self) -> int:
         """Resident memory of its QEMU: the guest's RAM, as far as it was touched, and QEMU's own."""
-        return _resident(self.vm.pids["qemu"])
+        return _used_by(self.vm)
 
     async def stats(self) -> Mapping[str, Any]:
         """Counters of its cgroup and its vmx; of a clone also the page-frame entries that its RAM leads to."""
@@ -172,6 +245,7 @@ class HostedVm:
         await self.vm.end_now()
         with suppress(HvError):
             await self.vm.remove()  # what cannot be removed is swept at the next start
+        warmvm.unlink(self._directory)
         self._identities.release(self.plan.identity)
 
     async def detach(self) -> None:
@@ -204,8 +278,12 @@ def _resident(pid: int) -> int:
 
 
 @asynccontextmanager
-async def open_vm_host(paths: HostPaths, accelerator: AcceleratorWish) -> AsyncIterator[VmHost]:
+async def open_vm_host(
+    paths: HostPaths, accelerator: AcceleratorWish, ledger: MemoryLedger, *, warm: int = 0
+) -> AsyncIterator[VmHost]:
     """The VM manager of a state directory, with its zygote; both end with the context, the VMs do not.
+
+    :param warm: VMs that are kept ready; these end with the context, too
 
     :raises HostUnfit: no guest image, no QEMU, or a demanded accelerator that does not work
     """
@@ -216,4 +294,29 @@ async def open_vm_host(paths: HostPaths, accelerator: AcceleratorWish) -> AsyncI
         identities = IdentityPool(capabilities)
         with open_templates(paths.templates, capabilities, identities, zygote) as templates:
             await templates.sweep(guest.digest)
-            yield VmHost(guest, capabilities, accelerator, identities, zygote, templates)
+            await warmvm.sweep_warm(paths, capabilities)
+            host = VmHost(guest, capabilities, accelerator, identities, zygote, templates)
+            if not warm:
+                yield host
+                return
+            source = WarmSource(
+                paths, guest.directory, accelerator, size_class, host.start_warm, host.end_warm, _used_by
+            )
+            pool = WarmPool[WarmVm](warm, source, ledger)
+            async with _kept(pool):
+                yield dataclasses.replace(host, pool=pool)
+
+
+@asynccontextmanager
+async def _kept(pool: WarmPool[WarmVm]) -> AsyncIterator[None]:
+    keeping = asyncio.create_task(pool.run(), name="warm pool")
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await pool.close()
+
+
+def _used_by(vm: RunningVm) -> int:
+    return _resident(vm.pids["qemu"])

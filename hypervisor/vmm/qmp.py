@@ -101,10 +101,15 @@ class Qmp:
         except QMPError as e:
             raise ProtocolError(f"QEMU of VM {self._name} answered {command} with no QMP reply") from e
 
-    async def give_fd(self, name: str, fd: int) -> None:
-        """Hands over a duplicate of `fd`; ``getfd``. Raises as `execute`."""
+    async def give_fd(self, name: str, fd: int, *, fdset: int | None = None) -> None:
+        """Hands over a duplicate of `fd`: under `name` (``getfd``), or into a set, where `name` is for people
+        (``add-fd``). Raises as `execute`.
+        """
         self._client.send_fd_scm(fd)
-        await self.execute("getfd", {"fdname": name})
+        if fdset is None:
+            await self.execute("getfd", {"fdname": name})
+        else:
+            await self.execute("add-fd", {"fdset-id": fdset, "opaque": name})
 
     async def status(self) -> str:
         """QEMU's RunState: ``running``, ``paused``, ``io-error``, ``shutdown`` ..."""

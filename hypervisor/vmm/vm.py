@@ -152,9 +152,9 @@ class RunningVm:
             raise Conflict(f"VM {self.name} is not being made a template")
         return self._ram
 
-    async def give_fd(self, name: str, fd: int) -> None:
-        """Hands QEMU a duplicate of `fd` under a name that QMP commands may use. Raises as `execute`."""
-        await (await self._connected()).give_fd(name, fd)
+    async def give_fd(self, name: str, fd: int, *, fdset: int | None = None) -> None:
+        """Hands QEMU a duplicate of `fd`, for QMP commands; see `Qmp.give_fd`. Raises as `execute`."""
+        await (await self._connected()).give_fd(name, fd, fdset=fdset)
 
     @property
     def dead(self) -> bool:

@@ -410,3 +410,8 @@ def test_tables_have_a_line_a_row(rows: list[list[str]]) -> None:
     text = output.table(("A", "B"), rows)
     assert len(text.split("\n")) == len(rows) + 1
     assert all(c.isprintable() for c in text.replace("\n", ""))
+
+
+def test_top_shows_the_warm_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    top.print_top({"pods": [], "host": {"pool": {"wanted": 2, "ready": 1, "memory_bytes": 2**20}}}, "table")
+    assert capsys.readouterr().out.splitlines()[-1].split()[:7] == ["(warm", "pool)", "1", "of", "2", "VMs", "ready"]

@@ -88,7 +88,7 @@ def test_bad_pod_names(text: str) -> None:
     [("print('no'); raise SystemExit(3)", r"exit code 3\): no; its log"), ("pass", "it said nothing")],
 )
 def test_a_daemon_that_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
-    def spawn(_state: str, output: int) -> subprocess.Popen[bytes]:
+    def spawn(_state: str, output: int, _options: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen(["python3", "-c", code], stdout=output, stderr=output)
 
     monkeypatch.setattr(starter, "_spawn", spawn)
@@ -106,7 +106,7 @@ def test_a_python_that_this_user_may_not_execute(tmp_path: Path, monkeypatch: py
 def test_a_daemon_that_never_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running: list[subprocess.Popen[bytes]] = []
 
-    def spawn(_state: str, output: int) -> subprocess.Popen[bytes]:
+    def spawn(_state: str, output: int, _options: object) -> subprocess.Popen[bytes]:
         running.append(subprocess.Popen(["sleep", "60"], stdout=output, stderr=output))
         return running[0]
 

@@ -65,6 +65,9 @@ class FakeGuest:
     def address(self) -> UnixVsock:
         return UnixVsock(self.directory / "vsock.sock")
 
+    def disk_serial(self, image: Path) -> str:
+        return image.stem
+
     async def wait_dead(self) -> str:
         return await asyncio.shield(self._death)
 
