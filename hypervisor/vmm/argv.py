@@ -86,6 +86,11 @@ class Machine:
     mac: str | None
     origin: Origin = "boot"
 
+    @property
+    def has_vsock(self) -> bool:
+        """Whether it is given a vsock device; a template's only where the kernel serves it (see `_vsock`)."""
+        return self.origin != "template" or self.vsock == "kernel"
+
 
 def render_argv(machine: Machine) -> tuple[str, ...]:
     """The command line, program first."""
@@ -144,8 +149,11 @@ def _incoming(machine: Machine) -> tuple[str, ...]:
 
 
 def _vsock(machine: Machine) -> tuple[str, ...]:
-    """A template has no vsock device, for vhost-user's cannot be migrated; a clone gets its own (`VSOCK_DEVICE`)."""
-    if machine.vsock == "kernel" and machine.origin == "boot":
+    """vhost-user's device cannot be migrated: a template has none, and a clone is given its own (`VSOCK_DEVICE`).
+
+    The kernel's can: a clone's has another CID than its template's, and QEMU tells the guest's driver to read it anew.
+    """
+    if machine.vsock == "kernel":
         return ("-device", f"vhost-vsock-pci,id=vsock,guest-cid={machine.cid},vhostfd={Fd.VSOCK:d}")
     port = ("-device", f"pcie-root-port,id={_PORT},bus=pcie.0,addr=0x1c,chassis=1")
     if machine.origin == "template":
@@ -160,8 +168,8 @@ def _vsock(machine: Machine) -> tuple[str, ...]:
 def _net(machine: Machine) -> tuple[str, ...]:
     if machine.mac is None:
         return ()
-    # without romfile= QEMU loads a network boot ROM and SeaBIOS runs it
-    device = f"virtio-net-pci,id=net0,netdev=user,mac={machine.mac},romfile="
+    # Without romfile= QEMU loads a network boot ROM and SeaBIOS runs it. A clone has no neighbours to tell where it is.
+    device = f"virtio-net-pci,id=net0,netdev=user,mac={machine.mac},romfile=,guest_announce=off"
     return ("-netdev", "user,id=user,ipv6=off", "-device", device)
 
 

@@ -340,7 +340,7 @@ def _open_ends(plan: LaunchPlan, stack: AsyncExitStack) -> _Ends:
     vsock_out: int | None = None
     if plan.vmx.guest_cid is not None:
         vsock, vsock_out = pair()
-    elif plan.origin != "template":
+    elif plan.vsock == "kernel":
         vsock = keep(open_kernel_vsock(plan.identity.cid))
     return _Ends(
         qmp=keep(files.listen(files.qmp_socket).detach()), console=console, console_out=console_out, stderr=stderr,

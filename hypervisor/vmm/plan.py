@@ -28,6 +28,8 @@ OVERHEAD_PIDS = 128
 #: environment variable by which `sweep` knows a VM's QEMU
 MARK = "PODVISOR_VM"
 _QEMU_FILES = 1024
+#: added to the CID of a guest that becomes a template; no clone has such a one, so a clone's always differs from it
+TEMPLATE_CIDS = 1 << 30
 #: image disks that a template has places for; a pod with more distinct images starts cold
 IMAGE_SLOTS = 3
 
@@ -141,10 +143,11 @@ def plan_template(
 
     It depends on nothing of `config` but what a clone cannot change: memory, CPUs, network, guest image, accelerator.
     """
-    if capabilities.lazy_ram_unusable or capabilities.vsock != "vhost-user" or config.kernel_arguments:
+    if capabilities.lazy_ram_unusable or config.kernel_arguments:
         return None
     if len(config.image_disks) > IMAGE_SLOTS or config.data_disk is None:
         return None
+    identity = dataclasses.replace(identity, cid=identity.cid | TEMPLATE_CIDS)
     empty = dataclasses.replace(config, name="template", image_disks=(), data_disk=None)
     data = Disk(serial=DATA_SERIAL, path=None, read_only=False, fd=Fd.DISKS + 1)
     disks = (*_disks(empty, directory), data, *_empty_slots(0))
@@ -173,7 +176,7 @@ def _plan(
         mac=qemu_argv.mac_of(identity.cid if origin == "boot" else 0) if config.net == "user" else None,
     )  # fmt: skip
     cgroup = _cgroup(config, capabilities, directory)
-    serves_vsock = origin != "template" and capabilities.vsock == "vhost-user"
+    serves_vsock = machine.has_vsock and machine.vsock == "vhost-user"
     return LaunchPlan(
         name=config.name, directory=directory, identity=identity, accelerator=accelerator, vsock=capabilities.vsock,
         argv=qemu_argv.render_argv(machine), disks=disks, data_disk=config.data_disk, mke2fs=capabilities.mke2fs,
@@ -221,7 +224,7 @@ def _confinement(
     lazy = machine.origin != "boot"
     view = (*qemu_view(machine.qemu), machine.kernel, machine.initrd) if private else ()
     fds = [Fd.QMP, Fd.CONSOLE, *(d.fd for d in machine.disks if d.path is not None)]
-    fds += [Fd.VSOCK] if machine.origin != "template" else []
+    fds += [Fd.VSOCK] if machine.has_vsock else []
     fds += [Fd.RAM, Fd.USERFAULTFD] if lazy else []
     return Confinement(
         uid=identity.uid, gid=identity.uid, cgroups=cgroup.cgroups().paths(cgroup.name).directories,

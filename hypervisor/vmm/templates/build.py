@@ -1,7 +1,7 @@
 """Makes a template: boots a guest until its agent idles, stops it, and takes its RAM and device state.
 
-The guest is one like any other, confined alike, but for having no vsock device (vhost-user's cannot be migrated) and
-empty disks in the places of a pod's own. It says on its console when it is ready to be taken.
+The guest is one like any other, confined alike, but for having no vsock device (unless it is the kernel's: vhost-user's cannot be
+migrated) and empty disks in the places of a pod's own. It says on its console when it is ready to be taken.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ _LOOK_S = 0.02
 
 
 def template_key(plan: LaunchPlan, qemu_version: tuple[int, int, int], guest_digest: str) -> TemplateKey:
-    """The key of what `plan` (of `hypervisor.vmm.plan.plan_template`) makes: in its argv is only what matters."""
-    return TemplateKey(qemu_version=".".join(map(str, qemu_version)), argv=plan.argv, guest=guest_digest)
+    """The key of what `plan` (of `hypervisor.vmm.plan.plan_template`) makes.
+
+    In its argv is only what matters, but for the CID of a kernel's vsock device, which no clone takes over.
+    """
+    argv = tuple(word.replace(f",guest-cid={plan.identity.cid},", ",guest-cid=any,") for word in plan.argv)
+    return TemplateKey(qemu_version=".".join(map(str, qemu_version)), argv=argv, guest=guest_digest)
 
 
 async def build_template(plan: LaunchPlan, zygote: DeviceProcesses, folder: Path) -> None:

@@ -15,6 +15,7 @@ from hypervisor.vmm.config import MIB, ImageDisk, VmConfig
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import VmIdentity
 from hypervisor.vmm.plan import IMAGE_SLOTS, ClonePlan, plan_launch, plan_template
+from hypervisor.vmm.templates.build import template_key
 
 GOLDEN = Path(__file__).parent / "golden"
 DIRECTORY = Path("/var/lib/podvisor/pods/0a1b2c3d/vm")
@@ -68,6 +69,21 @@ def test_golden_template(guest: GuestImage, capabilities: HostCapabilities, requ
     compare("template", plan.argv, request)
 
 
+def test_the_kernels_vsock_device_is_in_a_template(guest: GuestImage, capabilities: HostCapabilities) -> None:
+    """Its CID is no pod's, and makes no other template; a clone's is its own."""
+    host = replace(capabilities, vsock="kernel")
+    config = VmConfig(name="default/web", guest=guest)
+    plans = [plan_template(config, host, DIRECTORY, replace(IDENTITY, cid=cid)) for cid in (10_001, 10_002)]
+    assert plans[0] is not None and plans[1] is not None
+    assert f"vhost-vsock-pci,id=vsock,guest-cid={(1 << 30) + 10_001},vhostfd=12" in plans[0].argv
+    assert 12 in plans[0].confinement.keep_fds
+    keys = [template_key(plan, (7, 2, 0), "digest") for plan in plans if plan is not None]
+    assert keys[0] == keys[1]
+    clone = plan_launch(config, host, DIRECTORY, IDENTITY, clone=CLONE)
+    assert "vhost-vsock-pci,id=vsock,guest-cid=10001,vhostfd=12" in clone.argv
+    assert clone.vmx.guest_cid is None
+
+
 def test_golden_clone(guest: GuestImage, capabilities: HostCapabilities, request: pytest.FixtureRequest) -> None:
     config = VmConfig(name="default/web", guest=guest, image_disks=IMAGES[:1])
     plan = plan_launch(config, capabilities, DIRECTORY, IDENTITY, clone=CLONE)
@@ -99,7 +115,6 @@ def _devices(argv: tuple[str, ...]) -> list[str]:
         ({"kernel_arguments": ("debug",)}, {}),
         ({"data_disk": None}, {}),
         ({"image_disks": tuple(ImageDisk(serial=f"i{i}", path=Path(f"/{i}")) for i in range(IMAGE_SLOTS + 1))}, {}),
-        ({}, {"vsock": "kernel"}),
         ({}, {"lazy_ram_unusable": "no"}),
     ],
 )
