@@ -1,7 +1,8 @@
 """Makes a template: boots a guest until its agent idles, stops it, and takes its RAM and device state.
 
-The guest is one like any other, confined alike, but for having no vsock device (unless it is the kernel's: vhost-user's cannot be
-migrated) and empty disks in the places of a pod's own. It says on its console when it is ready to be taken.
+The guest is one like any other, confined alike, but for having no vsock device (unless it is the kernel's:
+vhost-user's cannot be migrated) and empty disks in the places of a pod's own. It says on its console when it is ready
+to be taken.
 """
 
 from __future__ import annotations
