@@ -9,7 +9,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-HEADERS = ("pfdb.h", "space.h", "source.h", "fault.h")
+HEADERS = ("pfdb.h", "space.h", "source.h", "loader.h", "fault.h")
 SOURCES = tuple(sorted(path.name for path in HERE.glob("*.c") if path.name != "preload.c"))
 
 
@@ -40,7 +40,7 @@ ffibuilder.cdef(declarations())
 # cffi releases the GIL around every call into the library, so pv_fault_run may block in a thread of its own.
 ffibuilder.set_source(
     "hypervisor.memory._memory",
-    '#include "memory/fault.h"',
+    '#include "memory/fault.h"\n#include "memory/loader.h"',
     sources=[str((HERE / name).relative_to(ROOT)) for name in SOURCES],
     include_dirs=["csrc"],
     libraries=["zstd"],

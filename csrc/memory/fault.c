@@ -83,8 +83,10 @@ void pv_fault_destroy(struct pv_fault *server)
         close(server->uffds[i]);
     if (server->own_uffd >= 0 && !pv_fault_knows_uffd(server, server->own_uffd))
         close(server->own_uffd);
-    for (int i = 0; i < PV_FAULT_SOURCES; i++)
+    for (int i = 0; i < PV_FAULT_SOURCES; i++) {
+        pv_frames_close(server->frames[i]);
         pv_source_close(server->sources[i]);
+    }
     if (server->serving)
         pv_space_remove_reader(server->config.space, server->serving);
     if (server->prefetching)
@@ -112,6 +114,15 @@ int pv_fault_add_source(struct pv_fault *server, uint32_t source, enum pv_source
     return 0;
 }
 
+int pv_fault_share_source(struct pv_fault *server, uint32_t source, int store, int loader, int *err)
+{
+    if (source >= PV_FAULT_SOURCES || !server->sources[source] || !pv_source_is_dear(server->sources[source]))
+        return fail(err, EINVAL);
+    if (server->frames[source])
+        return fail(err, EEXIST);
+    return pv_frames_open(store, loader, &server->frames[source], err);
+}
+
 void pv_fault_stop(struct pv_fault *server)
 {
     atomic_store(&server->stopping, 1);
@@ -137,12 +148,16 @@ void pv_fault_stats(struct pv_fault *server, struct pv_fault_stats *out)
     };
     out->bytes = (out->pages_copied + out->pages_zeroed) * PV_PAGE_SIZE;
     for (int i = 0; i < PV_FAULT_SOURCES; i++) {
-        uint64_t loaded = 0, found = 0;
+        uint64_t loaded = 0, found = 0, shared = 0, asked = 0;
 
         if (server->sources[i])
             pv_source_counts(server->sources[i], &loaded, &found);
+        if (server->frames[i])
+            pv_frames_counts(server->frames[i], &shared, &asked);
         out->units_loaded += loaded;
         out->units_found += found;
+        out->frames_found += shared;
+        out->frames_asked += asked;
     }
     for (int i = 0; i < PV_FAULT_BUCKETS; i++)
         out->latency[i] = COUNTER(latency[i]);

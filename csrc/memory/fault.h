@@ -56,7 +56,8 @@ struct pv_fault_stats {
     uint64_t prefetched;                /* pages filled by pv_fault_prefetch; they are among the copied ones */
     uint64_t prefetch_hits;             /* faults on pages that had been prefetched by the time they were read */
     uint64_t bytes;                     /* filled in all */
-    uint64_t units_loaded, units_found; /* of dear sources: see source.h */
+    uint64_t units_loaded, units_found; /* of dear sources, by this server itself: see source.h */
+    uint64_t frames_found, frames_asked; /* pages filled from frames that the host had loaded; asks to load one: see frames.h */
     uint64_t latency[PV_FAULT_BUCKETS]; /* from reading the message to waking the toucher */
 };
 
@@ -71,6 +72,11 @@ void pv_fault_destroy(struct pv_fault *server);
  * 0, or -1 with *err = EINVAL (number, kind), EEXIST, or what pv_source_open says, then with a reason too. */
 int pv_fault_add_source(struct pv_fault *server, uint32_t source, enum pv_source_kind kind, int fd, uint64_t bytes,
                         int *err);
+
+/* Source `source`, added before, is loaded once for the host: its frames are looked for in `store`, and `loader` is asked for those that
+ * are not there; the source itself is read only where the loader cannot or is lost (loader.h, frames.h). Both descriptors stay
+ * the caller's. Before run. 0, or -1 with *err = EINVAL (no such source, not a dear one, no store), EEXIST, ENOMEM or what mmap says. */
+int pv_fault_share_source(struct pv_fault *server, uint32_t source, int store, int loader, int *err);
 
 /* [start, start + length) in the address space that `uffd` belongs to maps RAM from `offset`. The descriptor is taken over
  * on success (once: naming it again adds a range to it); it must have been registered for missing pages. Before run, or while

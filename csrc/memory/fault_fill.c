@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 
 #include "fault_rooms.h"
+#include "loader.h"
 
 /* Where the data of `translation` lies, into `run`. 0, or -1 with a reason. */
 int pv_fault_locate(struct pv_fault *server, const struct pv_translation *translation, struct run *run)
@@ -71,7 +72,7 @@ int pv_fault_plan(struct pv_fault *server, struct pv_reader *reader, uint64_t pa
     struct pv_translation translation;
     int result = 0;
 
-    *run = (struct run){.page = page, .count = 1};
+    *run = (struct run){.page = page, .count = 1, .reader = reader};
     if (atomic_load_explicit(&server->state[page], memory_order_relaxed) == REMOVED)
         return 0;
     pv_space_read_lock(server->config.space, reader);
@@ -113,8 +114,44 @@ static void note_filled(struct pv_fault *server, const struct run *run, uint64_t
     pv_fault_count(run->source ? &server->pages_copied : &server->pages_zeroed, pages);
 }
 
+/* The frame of the run's page `done`, and of those behind it that are there too. 1 with *out, 0 when it is not there, then with what to
+ * ask for in *ask, or -1 when it need not be asked for: the mapping has changed since the run was planned. */
+static int find_frames(struct pv_fault *server, const struct run *run, uint64_t done, struct pv_piece *out,
+                       struct pv_loader_ask *ask)
+{
+    uint64_t address = (run->page + done) << PV_PAGE_SHIFT, offset = run->offset + (done << PV_PAGE_SHIFT);
+    struct pv_translation t;
+    int result = -1;
+
+    pv_space_read_lock(server->config.space, run->reader);
+    if (pv_space_lookup(server->config.space, address, &t) && pv_vad_source(t.vad) == run->number &&
+        pv_vad_offset(t.vad) + ((uint64_t)t.page << PV_PAGE_SHIFT) == offset) {
+        *ask = (struct pv_loader_ask){t.vad->number, t.page};
+        result = pv_frames_find(server->frames[run->number], server->config.db, &t, run->count - done, out);
+    }
+    pv_space_read_unlock(run->reader);
+    return result;
+}
+
+/* The run's data from page `done` on: a frame that the host has loaded, or the source itself. 0, or -1 with a reason. */
+static int get_piece(struct pv_fault *server, const struct run *run, uint64_t done, struct pv_piece *out, char *why)
+{
+    struct pv_frames *frames = server->frames[run->number];
+    struct pv_loader_ask ask;
+    int found;
+
+    if (frames) {
+        found = find_frames(server, run, done, out, &ask);
+        if (!found && !pv_frames_ask(frames, ask.vad, ask.page))
+            found = find_frames(server, run, done, out, &ask);
+        if (found > 0)
+            return 0;
+    }
+    return pv_source_get(run->source, run->offset + (done << PV_PAGE_SHIFT), (run->count - done) << PV_PAGE_SHIFT, out, why);
+}
+
 /* Fills the run's pages from `done` on with one ioctl. As fill_some, or INT64_MIN with the source's reason in `why`. */
-static int64_t fill_piece(const struct range *range, const struct run *run, uint64_t done, char *why)
+static int64_t fill_piece(struct pv_fault *server, const struct range *range, const struct run *run, uint64_t done, char *why)
 {
     uint64_t address = range->start + ((run->page + done) << PV_PAGE_SHIFT) - range->offset;
     uint64_t length = (run->count - done) << PV_PAGE_SHIFT;
@@ -123,7 +160,7 @@ static int64_t fill_piece(const struct range *range, const struct run *run, uint
 
     if (!run->source)
         return fill_some(range->uffd, address, length, NULL);
-    if (pv_source_get(run->source, run->offset + (done << PV_PAGE_SHIFT), length, &piece, why))
+    if (get_piece(server, run, done, &piece, why))
         return INT64_MIN;
     bytes = fill_some(range->uffd, address, piece.bytes, piece.data);
     pv_source_put(run->source, &piece);
@@ -141,7 +178,7 @@ int pv_fault_fill(struct pv_fault *server, const struct range *range, const stru
     *filled = 0;
     while (done < run->count) {
         char why[PV_SOURCE_WHY];
-        int64_t bytes = fill_piece(range, run, done, why);
+        int64_t bytes = fill_piece(server, range, run, done, why);
 
         if (bytes == -EAGAIN || bytes == -ESRCH || bytes == -ENOENT)
             return 0;

@@ -17,7 +17,7 @@ static uint64_t gather(struct pv_fault *server, const uint32_t *pages, uint64_t 
     if (pages[0] >= server->pages || !pv_fault_is_absent(server, pages[0]))
         return 0;
     pv_space_read_lock(server->config.space, server->prefetching);
-    *run = (struct run){.page = pages[0]};
+    *run = (struct run){.page = pages[0], .reader = server->prefetching};
     if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) &&
         pv_vad_kind(base.vad) != PV_SOURCE_ZERO && has_source(server, base.vad)) {
         uint64_t limit = pv_fault_locate(server, &base, run) ? 0 : pv_fault_pages_left(run);

@@ -9,6 +9,7 @@
 #include <pthread.h>
 
 #include "fault.h"
+#include "frames.h"
 
 enum page_state { ABSENT, PRESENT, REMOVED, PREFETCHED };
 
@@ -22,6 +23,7 @@ struct pv_fault {
     struct pv_fault_config config;
     uint64_t pages;
     struct pv_source *sources[PV_FAULT_SOURCES];
+    struct pv_frames *frames[PV_FAULT_SOURCES]; /* of dear sources that the host loads once for all; else NULL */
     struct range ranges[PV_FAULT_RANGES]; /* under `table`; a back end that maps RAM anew removes and adds */
     int uffds[PV_FAULT_UFFDS];            /* under `table`; only ever added, so whoever knows one may go on using it */
     int uffd_count, own_uffd;
@@ -45,6 +47,7 @@ struct run {
     struct pv_source *source; /* NULL: zeroes */
     uint64_t offset;          /* of its first page in the source */
     uint32_t number;          /* of the source */
+    struct pv_reader *reader; /* of the thread that fills it */
 };
 
 /* Writes down why the server gives up; -1. */

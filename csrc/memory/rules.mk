@@ -1,14 +1,14 @@
 # Page-frame database, address spaces, the fault server, and the library that is preloaded into QEMU.
-MEMORY_SOURCES := $(filter-out memory/preload.c,$(wildcard memory/*.c))
-MEMORY_HEADERS := $(wildcard memory/*.h) common/cleanup.h
 MEMORY_TESTS := $(TESTS_DIR)/memory
+MEMORY_SOURCES := $(filter-out memory/preload.c,$(wildcard memory/*.c))
+MEMORY_HEADERS := $(wildcard memory/*.h $(MEMORY_TESTS)/*.h) common/cleanup.h
 
 PROGRAMS += $(LIBEXEC)/hv-ram.so
 $(LIBEXEC)/hv-ram.so: memory/preload.c
 	$(CC) $(WARNINGS) $(HARDENING) $(CFLAGS) -shared -fPIC -o $@ $< -ldl
 
-TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault $(OUT)/test-memory-source
-TSAN_TESTS += $(OUT)/tsan-memory-space $(OUT)/tsan-memory-fault $(OUT)/tsan-memory-source
+TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault $(OUT)/test-memory-source $(OUT)/test-memory-loader
+TSAN_TESTS += $(OUT)/tsan-memory-space $(OUT)/tsan-memory-fault $(OUT)/tsan-memory-source $(OUT)/tsan-memory-loader
 
 $(OUT)/test-memory-%: $(MEMORY_TESTS)/test_%.c $(MEMORY_SOURCES) $(MEMORY_HEADERS)
 	$(CC) $(WARNINGS) $(HARDENING) $(SANITIZE) -fsanitize=address,undefined -o $@ $< $(MEMORY_SOURCES) -lpthread -lzstd
@@ -34,7 +34,7 @@ $(OUT)/gcov/test-memory-%: $(MEMORY_TESTS)/test_%.c $(GCOV_MEMORY)
 	$(CC) $(WARNINGS) $(HARDENING) -O0 -g $< $(GCOV_MEMORY) --coverage -o $@ -lpthread -lzstd
 
 .PHONY: coverage-memory
-coverage-memory: $(OUT)/gcov/test-memory-space $(OUT)/gcov/test-memory-fault $(OUT)/gcov/test-memory-source
+coverage-memory: $(OUT)/gcov/test-memory-space $(OUT)/gcov/test-memory-fault $(OUT)/gcov/test-memory-source $(OUT)/gcov/test-memory-loader
 	@rm -f $(OUT)/gcov/memory/*.gcda
 	@set -e; for t in $^; do $$t; done
 

@@ -98,6 +98,11 @@ uint64_t pv_source_bytes(const struct pv_source *source)
     return source->bytes;
 }
 
+int pv_source_is_dear(const struct pv_source *source)
+{
+    return !source->map;
+}
+
 /* The slot that holds `unit`, or the one to load it into: the least recently used that nobody holds. NULL: all are held. */
 static struct pv_slot *choose_slot(struct pv_source *source, uint64_t unit)
 {

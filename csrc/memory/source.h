@@ -52,6 +52,9 @@ int pv_source_get(struct pv_source *source, uint64_t offset, uint64_t bytes, str
                   char why[PV_SOURCE_WHY]);
 void pv_source_put(struct pv_source *source, const struct pv_piece *piece);
 
+/* Is it loaded in units, rather than mapped? */
+int pv_source_is_dear(const struct pv_source *source);
+
 /* Units loaded, and gets that found theirs loaded. */
 void pv_source_counts(struct pv_source *source, uint64_t *loaded, uint64_t *found);
 

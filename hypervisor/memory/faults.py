@@ -23,6 +23,7 @@ class FaultStats:
     :ivar prefetch_hits: faults on pages that had been prefetched by the time they were read
     :ivar bytes: filled in all
     :ivar units_loaded: of compressed and remote sources; `units_found`: reads that found theirs loaded
+    :ivar frames_found: pages filled from frames that the host had loaded; `frames_asked`: asks to load one
     :ivar latency: bucket i counts faults served in less than 2**i nanoseconds (and not in a lower bucket)
     """
 
@@ -36,6 +37,8 @@ class FaultStats:
     bytes: int
     units_loaded: int
     units_found: int
+    frames_found: int
+    frames_asked: int
     latency: tuple[int, ...]
 
 
@@ -88,6 +91,16 @@ class FaultServer:
         if lib.pv_fault_add_source(self._alive(), number, int(kind), fd, size, err) < 0:
             reason = self.reason
             raise raise_for(f"adding source {number}" + (f" ({reason})" if reason else ""), err)
+
+    def share_source(self, number: int, store: int, loader: int) -> None:
+        """Source `number`, added before, is loaded once for the host: `hypervisor.memory.loader`. Before entering.
+
+        :param store: `SourceLoader.store_fd`; `loader`: a client's end. Both stay the caller's
+        :raises InvalidInput: there is no such source, it is not dear, or `store` is none
+        """
+        err = new_error()
+        if lib.pv_fault_share_source(self._alive(), number, store, loader, err) < 0:
+            raise raise_for(f"sharing source {number}", err)
 
     def add_range(self, uffd: int, start: int, length: int, offset: int) -> None:
         """A mapping of RAM in the process that `uffd` belongs to; the descriptor is taken over when this succeeds."""
