@@ -10,8 +10,11 @@ from hypervisor.controller.care_parser import parse_care
 from hypervisor.controller.schema import field_path
 from hypervisor.controller.spec import (
     ContainerSpec,
+    EnvFrom,
     EnvVar,
+    KeyRef,
     PullPolicy,
+    ResourceRef,
     Resources,
     Security,
     Volume,
@@ -72,6 +75,7 @@ def parse_container(
         args=_strings(data.get("args"), f"{where}.args"),
         working_dir=_working_dir(data.get("workingDir"), f"{where}.workingDir"),
         env=tuple(_env(v, f"{where}.env[{i}]") for i, v in enumerate(data.get("env") or ())),
+        env_from=tuple(_env_from(v, f"{where}.envFrom[{i}]") for i, v in enumerate(data.get("envFrom") or ())),
         mounts=_mounts(data.get("volumeMounts") or (), volumes, f"{where}.volumeMounts"),
         resources=_resources(data.get("resources") or {}, f"{where}.resources"),
         security=_security(data.get("securityContext") or {}, pod_security, f"{where}.securityContext"),
@@ -143,6 +147,13 @@ def _env(data: Object, where: str) -> EnvVar:
         return EnvVar(name, _string(data.get("value") or "", f"{where}.value"))
     if data.get("value"):
         raise InvalidInput("give value or valueFrom, not both", where=f"{where}.valueFrom")
+    if len(source) != 1:
+        raise InvalidInput(f"give one source, not {' and '.join(source)}", where=f"{where}.valueFrom")
+    for kind in ("configMap", "secret"):
+        if f"{kind}KeyRef" in source:
+            return EnvVar(name, key=_key_ref(kind, source[f"{kind}KeyRef"], f"{where}.valueFrom.{kind}KeyRef"))
+    if "resourceFieldRef" in source:
+        return EnvVar(name, resource=_resource(source["resourceFieldRef"], f"{where}.valueFrom.resourceFieldRef"))
     field = source["fieldRef"]["fieldPath"]
     base = field.partition("[")[0]
     quoted = field.removeprefix(base)
@@ -150,6 +161,34 @@ def _env(data: Object, where: str) -> EnvVar:
         return EnvVar(name, field=field)
     one_of(field, (*FIELD_REFS, *(f"{m}['KEY']" for m in _MAP_REFS)), where=f"{where}.valueFrom.fieldRef.fieldPath")
     return EnvVar(name, field=field)
+
+
+def _key_ref(kind: str, data: Object, where: str) -> KeyRef:
+    if not data.get("name"):
+        raise InvalidInput("required, and missing", where=f"{where}.name")
+    return KeyRef(cast(Any, kind), data["name"], data.get("key") or "", bool(data.get("optional")))
+
+
+def _env_from(data: Object, where: str) -> EnvFrom:
+    given = [kind for kind in ("configMap", "secret") if data.get(f"{kind}Ref") is not None]
+    if len(given) != 1:
+        raise InvalidInput("give one of configMapRef, secretRef", where=where)
+    ref = _key_ref(given[0], data[f"{given[0]}Ref"], f"{where}.{given[0]}Ref")
+    return EnvFrom(ref, data.get("prefix") or "")
+
+
+def _resource(data: Object, where: str) -> ResourceRef:
+    known = [f"{kind}.{name}" for kind in ("limits", "requests") for name in _LIMITS]
+    resource = one_of(data["resource"], known, where=f"{where}.resource")
+    cpu = resource.endswith(".cpu")
+    divisor = data.get("divisor")
+    if divisor in (None, "", "0", 0):
+        return ResourceRef(resource, data.get("containerName") or "", 1000 if cpu else 1)
+    parse = parse_cpu_millis if cpu else parse_bytes
+    amount = parse(divisor, where=f"{where}.divisor")
+    if amount <= 0:
+        raise InvalidInput(f"{divisor!r} is not more than nothing", where=f"{where}.divisor")
+    return ResourceRef(resource, data.get("containerName") or "", amount)
 
 
 def _mounts(items: Iterable[Object], volumes: Mapping[str, Volume], where: str) -> tuple[VolumeMount, ...]:
@@ -169,11 +208,13 @@ def _mount(data: Object, volumes: Mapping[str, Volume], where: str) -> VolumeMou
     path = data["mountPath"]
     if not path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
         raise InvalidInput(f"{path!r} is not an absolute path below / without '..'", where=f"{where}.mountPath")
-    sub_path = data.get("subPath") or ""
+    sub_path, expression = data.get("subPath") or "", data.get("subPathExpr") or ""
+    if sub_path and expression:
+        raise InvalidInput("give subPath or subPathExpr, not both", where=f"{where}.subPathExpr")
     if sub_path.startswith("/") or ".." in sub_path.split("/"):
         raise InvalidInput(f"{sub_path!r} is not a relative path without '..'", where=f"{where}.subPath")
     read_only = bool(data.get("readOnly")) or volumes[data["name"]].source is not None
-    return VolumeMount(data["name"], _string(path, f"{where}.mountPath"), read_only, sub_path)
+    return VolumeMount(data["name"], _string(path, f"{where}.mountPath"), read_only, sub_path, expression)
 
 
 _LIMITS = ("cpu", "memory", "ephemeral-storage")

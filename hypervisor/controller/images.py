@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hypervisor.controller.spec import ContainerSpec
 from hypervisor.errors import NotFound
+from hypervisor.images.credentials import Credentials
 from hypervisor.images.model import Image
 from hypervisor.images.policy import PullPolicy
 from hypervisor.images.reference import DEFAULT_TAG, LOCAL_REGISTRY, lookups
@@ -18,7 +19,7 @@ class StoredImages:
 
     store: ImageStore
 
-    async def resolve(self, container: ContainerSpec, image_id: str) -> Image:
+    async def resolve(self, container: ContainerSpec, image_id: str, credentials: Credentials | None = None) -> Image:
         """The container's image, by its id where that is given, else by its pull policy.
 
         A manifest without a policy means ``Always`` for the tag ``latest``, as in Kubernetes, except for an image that
@@ -28,7 +29,7 @@ class StoredImages:
         """
         if image_id:
             return self.store.get(image_id)
-        return await self.store.pull(container.image, policy=self._policy(container))
+        return await self.store.pull(container.image, policy=self._policy(container), credentials=credentials)
 
     def lease(self, image: Image) -> Lease:
         """While it is open the image is not removed."""

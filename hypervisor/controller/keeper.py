@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -36,6 +37,8 @@ from hypervisor.errors import Conflict, HvError, Timeout, Unavailable, VmFailed
 from hypervisor.introspect.agent import AgentClient
 
 START_ERROR_EXIT_CODE = 128
+CONFIG_RETRY_S = (1.0, 60.0)
+Complete = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 HOOK_S = 24 * 3600.0
 """A postStart hook has no time-out of its own; no wait here is for ever."""
 
@@ -62,6 +65,7 @@ class ContainerKeeper:
         *,
         care: Care | None = None,
         grace_s: float = 30.0,
+        complete: Complete | None = None,
     ) -> None:
         self._vm = vm
         self._journal = journal
@@ -71,6 +75,7 @@ class ContainerKeeper:
         self._dealt_with_ns = 0
         self._care = care or Care()
         self._grace_s = grace_s
+        self._complete = complete
         self._condemned = False
         self.name: str = arguments["name"]
         self._actions = Actions(vm.agent, self.name, vm.address)
@@ -113,6 +118,7 @@ class ContainerKeeper:
     async def _run_once(self) -> Terminated:
         known = self._vm.feed.latest(self.name)
         if known is None or self._recorded(known):
+            await self._prepare()
             try:
                 started_ns = await self._start()
             except HvError as e:
@@ -157,6 +163,19 @@ class ContainerKeeper:
         raise AssertionError("unreachable")
 
     # ---- starting ----------------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        """Completes the arguments by what other objects say now; one that is missing is waited for."""
+        delay = CONFIG_RETRY_S[0]
+        while self._complete is not None:
+            try:
+                self._arguments = await self._complete(self._arguments)
+                return
+            except HvError as e:
+                waiting = Waiting("CreateContainerConfigError", str(e))
+                self._journal.container(self.name, state=waiting, last=self._record.ended)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, CONFIG_RETRY_S[1])
 
     async def _start(self) -> int:
         """Starts it; when that was.

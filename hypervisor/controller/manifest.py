@@ -111,6 +111,7 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
     containers = _containers(spec, "containers", volumes, security)
     init_containers = _containers(spec, "initContainers", volumes, security)
     _check_unique(containers, init_containers)
+    _check_resource_refs((*containers, *init_containers))
     if not containers:
         raise InvalidInput("a pod needs at least one container", where="spec.containers")
     return PodSpec(
@@ -135,6 +136,7 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
         cold=_cold(annotations),
         node_name=spec.get("nodeName") or "",
         service_account=spec.get("serviceAccountName") or "",
+        pull_secrets=tuple(s["name"] for s in spec.get("imagePullSecrets") or () if s.get("name")),
     )
 
 
@@ -153,6 +155,18 @@ def _check_unique(containers: tuple[ContainerSpec, ...], init_containers: tuple[
             if container.name in seen:
                 raise InvalidInput(f"{container.name!r} is used twice", where=f"spec.{key}[{i}].name")
             seen.add(container.name)
+
+
+def _check_resource_refs(containers: tuple[ContainerSpec, ...]) -> None:
+    known = {c.name for c in containers}
+    for container in containers:
+        for variable in container.env:
+            if variable.resource is not None and variable.resource.container not in {"", *known}:
+                raise InvalidInput(
+                    f"variable {variable.name} of container {container.name}: the pod has no container "
+                    f"{variable.resource.container!r}",
+                    where="resourceFieldRef.containerName",
+                )
 
 
 def _labels(labels: Mapping[str, str | None]) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hypervisor.controller.runtime_spec import pod_field
+from hypervisor.controller.fieldrefs import pod_field
 from hypervisor.controller.spec import PodSpec, Volume
 from hypervisor.errors import InvalidInput, NotFound
 
@@ -26,19 +26,8 @@ class VolumeFile:
     mode: int = DEFAULT_MODE
 
 
-class PodObjects(Protocol):
-    """Where such files come from. Safe to ask again: answers that did not change are cheap."""
-
-    async def files(self, pod: PodSpec, uid: str, volume: Volume) -> Sequence[VolumeFile]:
-        """The files of a volume that has a `source`, as of now.
-
-        :raises NotFound: an object that is not optional is not there (yet)
-        :raises HvError: it cannot be had
-        """
-
-
 class Lookup(Protocol):
-    """What volumes are made of, one thing at a time."""
+    """What volumes and environments are made of, one thing at a time."""
 
     async def config_map(self, namespace: str, name: str) -> Mapping[str, bytes]:
         """Its entries; raises `NotFound`."""
@@ -48,6 +37,17 @@ class Lookup(Protocol):
 
     async def token(self, pod: PodSpec, uid: str, audience: str, seconds: int) -> bytes:
         """A token of the pod's service account, bound to the pod, that is valid for a while yet."""
+
+
+class PodObjects(Lookup, Protocol):
+    """Where such files come from. Safe to ask again: answers that did not change are cheap."""
+
+    async def files(self, pod: PodSpec, uid: str, volume: Volume) -> Sequence[VolumeFile]:
+        """The files of a volume that has a `source`, as of now.
+
+        :raises NotFound: an object that is not optional is not there (yet)
+        :raises HvError: it cannot be had
+        """
 
 
 async def volume_files(lookup: Lookup, pod: PodSpec, uid: str, volume: Volume) -> list[VolumeFile]:

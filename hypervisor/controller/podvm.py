@@ -37,6 +37,7 @@ import structlog
 from hypervisor.controller import store
 from hypervisor.controller.archive import archive_logs, save_console
 from hypervisor.controller.concurrency import first
+from hypervisor.controller.environment import fetch_external
 from hypervisor.controller.journal import Journal, new_record
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.paths import PodPaths
@@ -46,7 +47,7 @@ from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running
 from hypervisor.controller.runtime_spec import container_arguments
 from hypervisor.controller.services import Services
 from hypervisor.controller.sizing import vm_size
-from hypervisor.controller.spec import PodSpec
+from hypervisor.controller.spec import ContainerSpec, PodSpec
 from hypervisor.controller.store import StoredPod
 from hypervisor.controller.vm_session import Arguments, VmSession, rounded
 from hypervisor.controller.volumes import RETRY_S, Contents, ObjectVolumes
@@ -71,6 +72,7 @@ class PodVm:
         self.size = vm_size(pod)
         self.machine: Machine | None = None
         self._sessions = 0
+        self._images: dict[str, Image] = {}
         self._services = services
         self._journal = Journal(paths, store.load_record(paths) or new_record(pod), pod.restart_policy)
         self._volumes = ObjectVolumes(services.objects, pod, stored.uid)
@@ -239,7 +241,9 @@ class PodVm:
         """
         began = time.monotonic()
         source = self._services.images
-        images = await pull_all(self.pod, source, self._journal, self._services.times.backoff, running=running)
+        objects, times = self._services.objects, self._services.times
+        images = await pull_all(self.pod, source, self._journal, times.backoff, running=running, secrets=objects)
+        self._images = images
         for image in {image.id: image for image in images.values()}.values():
             self._leases.enter_context(source.lease(image))
         if not running:
@@ -259,6 +263,13 @@ class PodVm:
                 self._journal.update(phase="Failed", reason=reason, message=str(e))
                 return None
         return arguments
+
+    async def _complete(self, container: ContainerSpec, given: dict[str, Any]) -> dict[str, Any]:
+        """A container's arguments with what config maps and secrets say now; its disk stays."""
+        external = await fetch_external(self._services.objects, self.pod, container)
+        image = self._images[container.name]
+        now = container_arguments(container, self.pod, self.stored.uid, image, external)
+        return now | {"image_disk": given["image_disk"]}
 
     async def _volume_contents(self) -> Contents:
         """What volumes hold that are made of other objects; one that is missing is waited for."""
@@ -302,7 +313,7 @@ class PodVm:
         placed = {
             name: given | {"image_disk": machine.disk_serial(images[name].disk)} for name, given in arguments.items()
         }
-        return VmSession(self._services, self.pod, self._journal, machine, placed)
+        return VmSession(self._services, self.pod, self._journal, machine, placed, self._complete)
 
     def _request(self, images: dict[str, Image]) -> VmRequest:
         disks = {image.serial: image.disk for image in images.values()}

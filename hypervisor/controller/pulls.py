@@ -3,37 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Awaitable, Callable
 
 from hypervisor.controller.backoff import BackoffPolicy
 from hypervisor.controller.journal import Journal
+from hypervisor.controller.podobjects import Lookup
+from hypervisor.controller.pull_secrets import pull_credentials
 from hypervisor.controller.record import Terminated, Waiting
 from hypervisor.controller.services import ImageSource
 from hypervisor.controller.spec import ContainerSpec, PodSpec
-from hypervisor.errors import HvError, InvalidInput
+from hypervisor.errors import HvError, InvalidInput, NotFound
+from hypervisor.images.credentials import Credentials
 from hypervisor.images.model import Image
 
 
 async def pull_all(
-    pod: PodSpec, source: ImageSource, journal: Journal, backoff: BackoffPolicy, *, running: bool
+    pod: PodSpec,
+    source: ImageSource,
+    journal: Journal,
+    backoff: BackoffPolicy,
+    *,
+    running: bool,
+    secrets: Lookup | None = None,
 ) -> dict[str, Image]:
     """The image of each container, by its name. Tries for ever; cancel it to give up.
 
+    :param secrets: where the pod's imagePullSecrets are
     :param running: a VM with these images runs already: exactly those are wanted, no newer ones
     """
     images: dict[str, Image] = {}
     for container in (*pod.init_containers, *pod.containers):
         image_id = journal.record.container(container.name).image_id if running else ""
-        images[container.name] = await _pull(container, image_id, source, journal, backoff)
+        wanted = functools.partial(_resolve, container, image_id, source, secrets, pod, journal)
+        images[container.name] = await _pull(container, wanted, journal, backoff)
     return images
 
 
+async def _resolve(
+    container: ContainerSpec, image_id: str, source: ImageSource, secrets: Lookup | None, pod: PodSpec, journal: Journal
+) -> Image:
+    """With each of the credentials that the pod's secrets have for its registry, then with the host's own."""
+    keys: list[Credentials | None] = []
+    if secrets is not None and pod.pull_secrets and not image_id:
+        keys += await pull_credentials(secrets, pod, container.image, journal)
+    for key in keys:
+        try:
+            return await source.resolve(container, image_id, key)
+        except (InvalidInput, NotFound):  # registries say both of what one may not see
+            continue
+    return await source.resolve(container, image_id, None)
+
+
 async def _pull(
-    container: ContainerSpec, image_id: str, source: ImageSource, journal: Journal, backoff: BackoffPolicy
+    container: ContainerSpec, wanted: Callable[[], Awaitable[Image]], journal: Journal, backoff: BackoffPolicy
 ) -> Image:
     delay: float = 0.0
     while True:
         try:
-            image = await source.resolve(container, image_id)
+            image = await wanted()
         except HvError as e:
             delay = backoff.next(delay, 0.0)
             _show_failure(container, journal, e, delay)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from hypervisor.controller.environment import NOTHING, External, expand, resource_value
+from hypervisor.controller.fieldrefs import pod_field
 from hypervisor.controller.podstatus import GUEST_ADDRESS
-from hypervisor.controller.spec import ContainerSpec, PodSpec, Security
+from hypervisor.controller.spec import ContainerSpec, PodSpec, Security, VolumeMount
 from hypervisor.errors import InvalidInput
 from hypervisor.images.model import Image, ImageConfig
 
@@ -24,45 +25,20 @@ CPU_PERIOD_US = 100_000
 MESSAGE_BYTES, ALL_MESSAGES_BYTES = 4096, 12 * 1024
 """Of one termination message, and of all of a pod's together."""
 
-_REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
 
-
-def expand(text: str, variables: Mapping[str, str]) -> str:
-    """``$(NAME)`` replaced as Kubernetes does: ``$$`` is ``$``, an unknown name stays as it is written."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return "$"
-        return variables.get(match[1], match[0])
-
-    return _REFERENCE.sub(value, text)
-
-
-def environment(container: ContainerSpec, pod: PodSpec, uid: str) -> dict[str, str]:
-    """The variables of the manifest, in order, each able to refer to those before it."""
-    variables: dict[str, str] = {}
+def environment(container: ContainerSpec, pod: PodSpec, uid: str, external: External = NOTHING) -> dict[str, str]:
+    """The variables of ``envFrom`` and of the manifest, in order, each able to refer to those before it."""
+    variables = dict(external.all_of)
     for variable in container.env:
-        value = pod_field(variable.field, pod, uid) if variable.field else expand(variable.value, variables)
-        variables[variable.name] = value
+        if variable.key is not None:
+            value = external.values.get(variable.name)
+        elif variable.resource is not None:
+            value = resource_value(variable.resource, container, pod)
+        else:
+            value = pod_field(variable.field, pod, uid) if variable.field else expand(variable.value, variables)
+        if value is not None:
+            variables[variable.name] = value
     return variables
-
-
-def pod_field(path: str, pod: PodSpec, uid: str) -> str:
-    """What a ``fieldRef`` to `path` yields; the parser has let only known paths through."""
-    base, bracket, key = path.partition("['")
-    if bracket:
-        return dict(pod.labels if base == "metadata.labels" else pod.annotations).get(key.removesuffix("']"), "")
-    address = GUEST_ADDRESS if pod.network.mode == "user" else ""
-    fields: dict[str, Callable[[], str]] = {
-        "metadata.name": lambda: pod.name,
-        "metadata.namespace": lambda: pod.namespace,
-        "metadata.uid": lambda: uid,
-        "spec.nodeName": lambda: pod.node_name or os.uname().nodename,
-        "spec.serviceAccountName": lambda: pod.service_account or "default",
-    }
-    if path in ("status.podIP", "status.podIPs"):
-        return address
-    return fields[path]() if path in fields else "127.0.0.1"
 
 
 def command_line(container: ContainerSpec, image: ImageConfig, variables: Mapping[str, str]) -> list[str]:
@@ -110,13 +86,16 @@ def _with_groups(name: str, security: Security) -> dict[str, Any] | str:
     return name
 
 
-def container_arguments(container: ContainerSpec, pod: PodSpec, uid: str, image: Image) -> dict[str, Any]:
+def container_arguments(
+    container: ContainerSpec, pod: PodSpec, uid: str, image: Image, external: External = NOTHING
+) -> dict[str, Any]:
     """The arguments of ``container.start``.
 
+    :param external: what config maps and secrets give it; without it they give nothing
     :raises InvalidInput: manifest and image together make no container
     """
     security, resources = container.security, container.resources
-    variables = environment(container, pod, uid)
+    variables = environment(container, pod, uid, external)
     env = _image_environment(image.config, pod.hostname) | variables
     return {
         "name": container.name,
@@ -134,7 +113,7 @@ def container_arguments(container: ContainerSpec, pod: PodSpec, uid: str, image:
         "no_new_privileges": security.no_new_privileges,
         "seccomp": "runtime/default" if security.confined_syscalls else "unconfined",
         "mounts": [
-            {"volume": m.volume, "path": m.path, "read_only": m.read_only, "sub_path": m.sub_path}
+            {"volume": m.volume, "path": m.path, "read_only": m.read_only, "sub_path": _sub_path(m, variables)}
             for m in container.mounts
         ],
         "resources": {
@@ -149,6 +128,15 @@ def container_arguments(container: ContainerSpec, pod: PodSpec, uid: str, image:
         },
         "stop_signal": image.config.stop_signal or "SIGTERM",
     }
+
+
+def _sub_path(mount: VolumeMount, variables: Mapping[str, str]) -> str:
+    if not mount.sub_path_expr:
+        return mount.sub_path
+    path = expand(mount.sub_path_expr, variables)
+    if path.startswith("/") or ".." in path.split("/"):
+        raise InvalidInput(f"subPathExpr of {mount.path}: {path!r} is not a relative path without '..'")
+    return path
 
 
 def _image_environment(image: ImageConfig, hostname: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from hypervisor.controller.machine import Machines
 from hypervisor.controller.podobjects import HostObjects, PodObjects
 from hypervisor.controller.sizing import MemoryLedger
 from hypervisor.controller.spec import ContainerSpec
+from hypervisor.images.credentials import Credentials
 from hypervisor.images.model import Image
 from hypervisor.introspect.agent import AgentClient
 from hypervisor.vsock.address import VsockAddress
@@ -38,10 +39,11 @@ class Times:
 class ImageSource(Protocol):
     """Where a container's image comes from."""
 
-    async def resolve(self, container: ContainerSpec, image_id: str) -> Image:
+    async def resolve(self, container: ContainerSpec, image_id: str, credentials: Credentials | None = None) -> Image:
         """The image, pulled if it must be.
 
         :param image_id: where given, the stored image of this id and no other
+        :param credentials: for its registry; None: the host's own
         :raises HvError: it cannot be had
         """
 

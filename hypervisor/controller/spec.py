@@ -12,22 +12,54 @@ NetworkMode = Literal["user", "none"]
 
 
 @dataclass(frozen=True, slots=True)
+class KeyRef:
+    """A config map or secret of the pod's namespace, and one of its keys (none: all of it)."""
+
+    kind: Literal["configMap", "secret"]
+    name: str
+    key: str = ""
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRef:
+    """``limits.cpu`` and the like; `container` empty means its own; `divisor` in bytes, or thousandths of a CPU."""
+
+    resource: str
+    container: str = ""
+    divisor: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class EnvVar:
-    """One variable: a value (with ``$(VAR)`` not yet expanded), or the path of a field of the pod."""
+    """One variable: a value (with ``$(VAR)`` not yet expanded), or where it comes from: a field of the pod, a key of
+    another object, a resource.
+    """
 
     name: str
     value: str = ""
     field: str | None = None
+    key: KeyRef | None = None
+    resource: ResourceRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnvFrom:
+    """All entries of an object as variables, `prefix` before their keys."""
+
+    ref: KeyRef
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
-    """A volume of the pod at a path of a container."""
+    """A volume of the pod at a path of a container; `sub_path_expr` has variables that are not yet expanded."""
 
     volume: str
     path: str
     read_only: bool = False
     sub_path: str = ""
+    sub_path_expr: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +185,7 @@ class ContainerSpec:
     args: tuple[str, ...] | None = None
     working_dir: str | None = None
     env: tuple[EnvVar, ...] = ()
+    env_from: tuple[EnvFrom, ...] = ()
     mounts: tuple[VolumeMount, ...] = ()
     resources: Resources = Resources()
     security: Security = Security()
@@ -196,6 +229,7 @@ class PodSpec:
     cold: bool = False
     node_name: str = ""
     service_account: str = ""
+    pull_secrets: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from hypervisor.controller.actions import LOOPBACK, Actions
 from hypervisor.controller.concurrency import first, together
+from hypervisor.controller.environment import is_external
 from hypervisor.controller.feed import AgentFeed, Instance
 from hypervisor.controller.journal import Journal
-from hypervisor.controller.keeper import ContainerKeeper, Vm, terminated
+from hypervisor.controller.keeper import Complete, ContainerKeeper, Vm, terminated
 from hypervisor.controller.machine import Machine
 from hypervisor.controller.podstatus import GUEST_ADDRESS
 from hypervisor.controller.record import Terminated
@@ -48,19 +49,28 @@ DEATH_NOTICE_S = 2.0
 Stop = Callable[[], Coroutine[Any, Any, float]]
 Arguments = Mapping[str, dict[str, Any]]
 """What ``container.start`` is to be given, by container."""
+Completion = Callable[[ContainerSpec, dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Completes one container's arguments by what other objects say at its start."""
 
 
 class VmSession:
     """Drives the containers of one running VM."""
 
     def __init__(
-        self, services: Services, pod: PodSpec, journal: Journal, machine: Machine, arguments: Arguments
+        self,
+        services: Services,
+        pod: PodSpec,
+        journal: Journal,
+        machine: Machine,
+        arguments: Arguments,
+        complete: Completion | None = None,
     ) -> None:
         self._services = services
         self._pod = pod
         self._journal = journal
         self._machine = machine
         self._arguments = arguments
+        self._complete = complete
         self.agent: AgentClient = services.connect(machine.address)
         address = GUEST_ADDRESS if pod.network.mode == "user" else LOOPBACK
         self._vm = Vm(self.agent, AgentFeed(self.agent, patience_s=services.times.agent_s), address)
@@ -206,8 +216,15 @@ class VmSession:
             self._services.times.backoff,
             care=container.care,
             grace_s=self._pod.grace_s,
+            complete=self._completion(container),
         )
         return await keeper.run()
+
+    def _completion(self, container: ContainerSpec) -> Complete | None:
+        complete = self._complete
+        if complete is None or not is_external(container):
+            return None
+        return lambda given: complete(container, given)
 
     async def _note_started(self, began: float) -> NoReturn:
         version = 0

@@ -21,7 +21,8 @@ from hypervisor.agent import wire
 from hypervisor.agent.wire import FrameType
 from hypervisor.controller.machine import VmRequest
 from hypervisor.controller.spec import ContainerSpec
-from hypervisor.errors import HvError, NotFound
+from hypervisor.errors import HvError, InvalidInput, NotFound
+from hypervisor.images.credentials import Credentials
 from hypervisor.images.model import Image, ImageConfig
 from hypervisor.vsock.address import UnixVsock
 
@@ -275,9 +276,12 @@ class FakeImages:
     def __init__(self, config: ImageConfig | None = None) -> None:
         self.failures: list[HvError] = []
         self.config = config or ImageConfig(cmd=("sh",))
+        self.wants: str | None = None  # a password
         self.resolved: list[tuple[str, str]] = []
 
-    async def resolve(self, container: ContainerSpec, image_id: str) -> Image:
+    async def resolve(self, container: ContainerSpec, image_id: str, credentials: Credentials | None = None) -> Image:
+        if self.wants is not None and (credentials is None or credentials.password != self.wants):
+            raise InvalidInput("access refused")
         self.resolved.append((container.name, image_id))
         if self.failures:
             raise self.failures.pop(0)

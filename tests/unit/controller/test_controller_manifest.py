@@ -127,7 +127,7 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "config map",
         pod({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"key": "k"}}}]}),
-        f"{C}.env[0].valueFrom.configMapKeyRef: not supported: no API server",
+        f"{C}.env[0].valueFrom.configMapKeyRef.name: required, and missing",
     ),
     ("capability", pod({"securityContext": {"capabilities": {"add": ["FLY"]}}}), "'FLY' is no capability of Linux"),
     (
@@ -206,6 +206,32 @@ BAD: list[tuple[str, Any, str]] = [
         "policy of an init container",
         pod(initContainers=[{"name": "i", "image": "x", "restartPolicy": "Never"}]),
         "spec.initContainers[0].restartPolicy: 'Never' is not one of Always",
+    ),
+    (
+        "two sources of a variable",
+        pod(
+            {
+                "env": [
+                    {
+                        "name": "A",
+                        "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}, "secretKeyRef": {"key": "k"}},
+                    }
+                ]
+            }
+        ),
+        f"{C}.env[0].valueFrom: give one source, not fieldRef and secretKeyRef",
+    ),
+    ("envFrom of nothing", pod({"envFrom": [{"prefix": "X"}]}), f"{C}.envFrom[0]: give one of configMapRef, secretRef"),
+    (
+        "resource of no container",
+        pod(
+            {
+                "env": [
+                    {"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "containerName": "x"}}}
+                ]
+            }
+        ),
+        "resourceFieldRef.containerName: variable A of container c: the pod has no container 'x'",
     ),
     ("policy of a container", pod({"restartPolicy": "Always"}), f"{C}.restartPolicy: not supported"),
     (
