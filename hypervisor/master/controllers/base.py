@@ -16,9 +16,9 @@ remembered in `Unseen` until the cache shows them (so that making twice does not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -40,6 +40,8 @@ BY_NODE = "node"
 """Index, of pods: the node that they are on."""
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,19 @@ def indexers(resource: Resource) -> dict[str, Indexer]:
     """The indexes that controllers ask of the cache of a resource."""
     found: dict[str, Indexer] = {BY_OWNER: _owner_uid, ORPHANS: _orphaned}
     return found | {BY_NODE: _node_of} if resource == PODS else found
+
+
+async def unless_gone(call: Awaitable[T]) -> T | None:
+    """Awaits a write; None where what it is about went, or is another one of that name by now.
+
+    :raises ApiError: any other refusal
+    """
+    try:
+        return await call
+    except HvError as e:
+        if not is_gone(e):
+            raise
+        return None
 
 
 def is_gone(error: HvError) -> bool:

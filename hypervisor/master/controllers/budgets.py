@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import DEPLOYMENTS, POD_DISRUPTION_BUDGETS, PODS, REPLICA_SETS
 from hypervisor.kube.selectors import LabelSelector
 from hypervisor.master.controllers import pods as podctl
-from hypervisor.master.controllers.base import Context, is_gone, own_key
+from hypervisor.master.controllers.base import Context, own_key, unless_gone
 from hypervisor.master.controllers.deployment.rollout import resolve
 from hypervisor.master.controllers.pods import Pod
 
@@ -82,13 +81,11 @@ class BudgetController:
         if all(old.get(k) == v for k, v in status.items()):
             return
         namespace, name = meta.key_of(budget)
-        try:
-            await self._context.client.patch(
+        await unless_gone(
+            self._context.client.patch(
                 POD_DISRUPTION_BUDGETS, name, namespace, {"status": status}, subresource="status"
             )
-        except HvError as e:
-            if not is_gone(e):
-                raise
+        )
 
 
 def _selects(budget: Mapping[str, Any], pod: Pod) -> bool:

@@ -20,7 +20,7 @@ from hypervisor.kube.errors import ApiError
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS
 from hypervisor.master.controllers import pods as podctl
-from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key
+from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key, unless_gone
 from hypervisor.master.controllers.batch import slow_start
 from hypervisor.master.controllers.deployment.rollout import resolve
 from hypervisor.master.controllers.pods import Pod
@@ -118,11 +118,7 @@ class DaemonSetController:
     async def _delete(self, daemon: Mapping[str, Any], pods: Sequence[Pod]) -> None:
         for pod in pods:
             namespace, name = meta.key_of(pod)
-            try:
-                await self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod))
-            except HvError as e:
-                if not is_gone(e):
-                    raise
+            await unless_gone(self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod)))
             self._unseen.deleted(meta.uid_of(pod))
             self._context.events.record(daemon, "Normal", "SuccessfulDelete", f"Deleted pod: {name}")
 

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
-from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.client import Object
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import ENDPOINT_SLICES, PODS, SERVICES
 from hypervisor.kube.selectors import LabelSelector
 from hypervisor.master.controllers import pods as podctl
-from hypervisor.master.controllers.base import Context, is_gone, own_key, owner_key
+from hypervisor.master.controllers.base import Context, own_key, owner_key, unless_gone
 from hypervisor.master.controllers.pods import Pod
 
 MANAGER = "endpointslice-controller.k8s.io"
@@ -54,7 +53,7 @@ class EndpointsController:
         for name, obj in wanted.items():
             await self._write(obj, known.get(name))
         for name in known.keys() - wanted.keys():
-            await self._quietly(self._context.client.delete(ENDPOINT_SLICES, name, key[0]))
+            await unless_gone(self._context.client.delete(ENDPOINT_SLICES, name, key[0]))
         return None
 
     def _slices(self, service: Mapping[str, Any]) -> Iterable[Object]:
@@ -79,18 +78,10 @@ class EndpointsController:
     async def _write(self, wanted: Object, known: Mapping[str, Any] | None) -> None:
         namespace, name = meta.key_of(wanted)
         if known is None:
-            await self._quietly(self._context.client.create(ENDPOINT_SLICES, wanted, namespace))
+            await unless_gone(self._context.client.create(ENDPOINT_SLICES, wanted, namespace))
         elif any(known.get(f) != wanted[f] for f in ("endpoints", "ports")):
             patch = {"endpoints": wanted["endpoints"], "ports": wanted["ports"]}
-            await self._quietly(self._context.client.patch(ENDPOINT_SLICES, name, namespace, patch))
-
-    @staticmethod
-    async def _quietly(call: Any) -> None:
-        try:
-            await call
-        except HvError as e:
-            if not is_gone(e):
-                raise
+            await unless_gone(self._context.client.patch(ENDPOINT_SLICES, name, namespace, patch))
 
 
 def _counts(pod: Pod) -> bool:

@@ -24,13 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.client import Object
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import JOBS, PODS
 from hypervisor.master.controllers import pods as podctl
-from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key
+from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key, unless_gone
 from hypervisor.master.controllers.batch import slow_start
 from hypervisor.master.controllers.indexes import INDEX, index_of, parse_completed, render_completed, wanted_indexes
 from hypervisor.master.controllers.pods import Pod
@@ -121,7 +120,7 @@ class JobController:
     async def _delete(self, job: Mapping[str, Any], pods: Sequence[Pod]) -> None:
         for pod in pods:
             namespace, name = meta.key_of(pod)
-            await self._quietly(self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod)))
+            await unless_gone(self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod)))
             self._context.events.record(job, "Normal", "SuccessfulDelete", f"Deleted pod: {name}")
 
     async def _untrack(self, pods: Sequence[Pod]) -> None:
@@ -132,15 +131,7 @@ class JobController:
             namespace, name = meta.key_of(pod)
             rest = [f for f in finalizers if f != TRACKING]
             patch = {"metadata": {"uid": meta.uid_of(pod), "finalizers": rest or None}}
-            await self._quietly(self._context.client.patch(PODS, name, namespace, patch))
-
-    @staticmethod
-    async def _quietly(call: Any) -> None:
-        try:
-            await call
-        except HvError as e:
-            if not is_gone(e):
-                raise
+            await unless_gone(self._context.client.patch(PODS, name, namespace, patch))
 
     # ---- what it tells -----------------------------------------------------------------------------------------------
 
@@ -168,7 +159,7 @@ class JobController:
         if left > 0:
             return left
         namespace, name = meta.key_of(job)
-        await self._quietly(
+        await unless_gone(
             self._context.client.delete(JOBS, name, namespace, uid=meta.uid_of(job), propagation="Foreground")
         )
         return None

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import NAMESPACES, PODS, Resource
-from hypervisor.master.controllers.base import Context, is_gone, own_key
+from hypervisor.master.controllers.base import Context, own_key, unless_gone
 
 LOOK_AGAIN_S = 1.0
 
@@ -55,11 +54,9 @@ class NamespaceController:
         if meta.is_deleting(obj):
             return
         namespace, name = meta.key_of(obj)
-        try:
-            await self._context.client.delete(resource, name, namespace, uid=meta.uid_of(obj), propagation="Background")
-        except HvError as e:
-            if not is_gone(e):
-                raise
+        await unless_gone(
+            self._context.client.delete(resource, name, namespace, uid=meta.uid_of(obj), propagation="Background")
+        )
 
     async def _tell(self, namespace: Mapping[str, Any], left: Mapping[str, int]) -> None:
         listed = ", ".join(f"{name} has {count} resource instances" for name, count in sorted(left.items()))
@@ -75,17 +72,9 @@ class NamespaceController:
             return
         patch = {"status": {"conditions": wanted}}
         name = meta.key_of(namespace)[1]
-        try:
-            await self._context.client.patch(NAMESPACES, name, None, patch, subresource="status")
-        except HvError as e:
-            if not is_gone(e):
-                raise
+        await unless_gone(self._context.client.patch(NAMESPACES, name, None, patch, subresource="status"))
 
     async def _finalize(self, namespace: Mapping[str, Any]) -> None:
         rest = [f for f in meta.get(namespace, "spec", "finalizers", default=()) if f != "kubernetes"]
         obj = {**namespace, "spec": {**(namespace.get("spec") or {}), "finalizers": rest}}
-        try:
-            await self._context.client.update(NAMESPACES, obj, subresource="finalize")
-        except HvError as e:
-            if not is_gone(e):
-                raise
+        await unless_gone(self._context.client.update(NAMESPACES, obj, subresource="finalize"))

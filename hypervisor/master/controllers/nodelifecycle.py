@@ -22,13 +22,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.client import Object
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import LEASES, NODES, PODS
 from hypervisor.master.controllers import pods as podctl
-from hypervisor.master.controllers.base import BY_NODE, Context, is_gone, own_key
+from hypervisor.master.controllers.base import BY_NODE, Context, own_key, unless_gone
 from hypervisor.master.controllers.pods import Pod
 from hypervisor.master.scheduler.filters import tolerates
 
@@ -126,7 +125,7 @@ class NodeLifecycleController:
                 "metadata": {"uid": meta.uid_of(pod)},
                 "status": {"conditions": meta.with_condition(conditions, ready)},
             }
-            await self._quietly(self._context.client.patch(PODS, name, namespace, patch, subresource="status"))
+            await unless_gone(self._context.client.patch(PODS, name, namespace, patch, subresource="status"))
 
     async def _taint(self, node: Mapping[str, Any], *, lost: bool) -> None:
         known = _taints(node)
@@ -155,11 +154,7 @@ class NodeLifecycleController:
 
     async def _patch(self, node: Mapping[str, Any], patch: Object, subresource: str = "") -> None:
         name = meta.key_of(node)[1]
-        try:
-            await self._context.client.patch(NODES, name, None, patch, subresource=subresource)
-        except HvError as e:
-            if not is_gone(e):
-                raise
+        await unless_gone(self._context.client.patch(NODES, name, None, patch, subresource=subresource))
 
     # ---- its pods ----------------------------------------------------------------------------------------------------
 
@@ -191,20 +186,12 @@ class NodeLifecycleController:
     async def _delete(self, pod: Pod, kind: Any, reason: str, message: str, grace_s: int | None = None) -> None:
         namespace, name = meta.key_of(pod)
         self._context.events.record(pod, kind, reason, message)
-        await self._quietly(self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod), grace_s=grace_s))
+        await unless_gone(self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod), grace_s=grace_s))
 
     async def _remove_pods(self, node: str) -> None:
         """The node object is gone, so nobody will ever end its pods: they are removed."""
         for pod in self._pods(node):
             await self._delete(pod, "Warning", "NodeGone", f"node {node} was removed", grace_s=0)
-
-    @staticmethod
-    async def _quietly(call: Any) -> None:
-        try:
-            await call
-        except HvError as e:
-            if not is_gone(e):
-                raise
 
 
 def _taints(node: Mapping[str, Any]) -> list[Object]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import PODS
 from hypervisor.master.controllers import pods as podctl
-from hypervisor.master.controllers.base import Context, is_gone
+from hypervisor.master.controllers.base import Context, unless_gone
 
 LIMIT = 12_500
 """Upstream's terminated-pod-gc-threshold."""
@@ -38,9 +37,5 @@ class PodCollector:
         surplus = sorted(ended, key=lambda p: str(meta.get(p, "metadata", "creationTimestamp")))
         for pod in surplus[: max(0, len(ended) - self._limit)]:
             namespace, name = meta.key_of(pod)
-            try:
-                await self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod), grace_s=0)
-            except HvError as e:
-                if not is_gone(e):
-                    raise
+            await unless_gone(self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod), grace_s=0))
         return LOOK_S

@@ -16,7 +16,7 @@ from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import PODS, REPLICA_SETS
 from hypervisor.kube.selectors import LabelSelector
 from hypervisor.master.controllers import pods as podctl
-from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key
+from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key, unless_gone
 from hypervisor.master.controllers.batch import slow_start
 from hypervisor.master.controllers.pods import Pod
 
@@ -126,11 +126,7 @@ class ReplicaSetController:
     async def _delete(self, rs: Mapping[str, Any], victims: Sequence[Pod]) -> None:
         async def one(pod: Pod) -> None:
             namespace, name = meta.key_of(pod)
-            try:
-                await self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod))
-            except HvError as e:
-                if not is_gone(e):
-                    raise
+            await unless_gone(self._context.client.delete(PODS, name, namespace, uid=meta.uid_of(pod)))
             self._unseen.deleted(meta.uid_of(pod))
             self._context.events.record(rs, "Normal", "SuccessfulDelete", f"Deleted pod: {name}")
 
@@ -161,11 +157,7 @@ class ReplicaSetController:
             return
         namespace, name = meta.key_of(rs)
         patch = {"status": {"conditions": None} | status}
-        try:
-            await self._context.client.patch(REPLICA_SETS, name, namespace, patch, subresource="status")
-        except HvError as e:
-            if not is_gone(e):
-                raise
+        await unless_gone(self._context.client.patch(REPLICA_SETS, name, namespace, patch, subresource="status"))
 
 
 def _selector(rs: Mapping[str, Any]) -> LabelSelector:

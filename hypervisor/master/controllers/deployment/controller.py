@@ -6,14 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.client import Object
 from hypervisor.kube.errors import ApiError
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import DEPLOYMENTS, REPLICA_SETS
 from hypervisor.kube.selectors import LabelSelector
-from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key
+from hypervisor.master.controllers.base import Context, Unseen, own_key, owner_key, unless_gone
 from hypervisor.master.controllers.deployment import progress, revisions, rollout
 
 Set = Mapping[str, Any]
@@ -154,11 +153,7 @@ class DeploymentController:
         ]
         for rs in sorted(done, key=revisions.revision)[: max(0, len(done) - limit)]:
             namespace, name = meta.key_of(rs)
-            try:
-                await self._context.client.delete(REPLICA_SETS, name, namespace, uid=meta.uid_of(rs))
-            except HvError as e:
-                if not is_gone(e):
-                    raise
+            await unless_gone(self._context.client.delete(REPLICA_SETS, name, namespace, uid=meta.uid_of(rs)))
 
     # ---- what it tells -----------------------------------------------------------------------------------------------
 
@@ -177,8 +172,6 @@ class DeploymentController:
 
     async def _patch_status(self, deployment: Mapping[str, Any], status: Object) -> None:
         namespace, name = meta.key_of(deployment)
-        try:
-            await self._context.client.patch(DEPLOYMENTS, name, namespace, {"status": status}, subresource="status")
-        except HvError as e:
-            if not is_gone(e):
-                raise
+        await unless_gone(
+            self._context.client.patch(DEPLOYMENTS, name, namespace, {"status": status}, subresource="status")
+        )
