@@ -79,6 +79,8 @@ _POD = (
         "spec.terminationGracePeriodSeconds",
         "spec.activeDeadlineSeconds",
         "spec.hostname",
+        "spec.subdomain",
+        "spec.setHostnameAsFQDN",
         "spec.shareProcessNamespace",
         "spec.hostAliases",
         "spec.dnsPolicy",
@@ -87,7 +89,6 @@ _POD = (
         "spec.imagePullSecrets",
         "spec.volumes[].name",
         "spec.volumes[].emptyDir.medium",
-        "spec.volumes[].emptyDir.sizeLimit",
         "spec.volumes[].configMap",
         "spec.volumes[].secret",
         "spec.volumes[].downwardAPI",
@@ -97,6 +98,9 @@ _POD = (
         "spec.securityContext.runAsNonRoot",
         "spec.securityContext.supplementalGroups",
         "spec.securityContext.seccompProfile.type",
+    ),
+    *_honoured(
+        "of memory volumes; one on the disk is bounded by the pod's disk only", "spec.volumes[].emptyDir.sizeLimit"
     ),
     *_ignored(
         "one host: there is nothing to schedule",
@@ -115,8 +119,7 @@ _POD = (
     *_ignored("there are no services to link", "spec.enableServiceLinks"),
     *_refused("no API server, so no token to mount", "spec.automountServiceAccountToken", harmless=_OFF),
     *_refused("a pod VM has no host namespace", "spec.hostNetwork", "spec.hostPID", "spec.hostIPC", harmless=_OFF),
-    *_refused("there is no cluster domain", "spec.subdomain", "spec.hostnameOverride", harmless=("", None)),
-    *_refused("there is no cluster domain", "spec.setHostnameAsFQDN", harmless=_OFF),
+    *_refused("not supported yet; use hostname", "spec.hostnameOverride", harmless=("", None)),
     *_refused("pod VMs run Linux", "spec.os", harmless=({"name": "linux"},)),
     *_refused("resolver options are not passed on yet", "spec.dnsConfig.options", harmless=([],)),
     *_refused("readiness gates are not supported yet", "spec.readinessGates", harmless=([],)),

@@ -31,6 +31,8 @@ _OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION, COLD_ANNOTATION)
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONTAINERS = 64
+CLUSTER_DOMAIN = "cluster.local"
+MAX_HOSTNAME = 64
 MIN_VOLUME = 4096
 FILE_VOLUME_BYTES = 8 * 1024 * 1024
 """Of a volume whose files are made of objects: each has 1 MiB at most, and old and new files lie side by side."""
@@ -111,6 +113,7 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
     containers = _containers(spec, "containers", volumes, security)
     init_containers = _containers(spec, "initContainers", volumes, security)
     _check_unique(containers, init_containers)
+    fqdn = _fqdn(spec, name, metadata.get("namespace") or "default")
     _check_resource_refs((*containers, *init_containers))
     if not containers:
         raise InvalidInput("a pod needs at least one container", where="spec.containers")
@@ -128,7 +131,8 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
         ),
         grace_s=_seconds(spec, "terminationGracePeriodSeconds", minimum=0, default=30),
         deadline_s=_seconds(spec, "activeDeadlineSeconds", minimum=1, default=0) or None,
-        hostname=_hostname(spec, name),
+        hostname=fqdn if fqdn and spec.get("setHostnameAsFQDN") else _hostname(spec, name),
+        fqdn=fqdn,
         share_process_namespace=bool(spec.get("shareProcessNamespace")),
         host_aliases=_host_aliases(spec.get("hostAliases") or ()),
         network=_network(spec, annotations),
@@ -260,6 +264,19 @@ def _hostname(spec: Object, name: str) -> str:
     if spec.get("hostname"):
         return names.dns_label(spec["hostname"], where="spec.hostname")
     return name[:63].rstrip("-.")
+
+
+def _fqdn(spec: Object, name: str, namespace: str) -> str:
+    """The pod's name in the cluster's domain; empty without a subdomain."""
+    if not spec.get("subdomain"):
+        return ""
+    subdomain = names.dns_label(spec["subdomain"], where="spec.subdomain")
+    fqdn = f"{_hostname(spec, name)}.{subdomain}.{namespace}.svc.{CLUSTER_DOMAIN}"
+    if spec.get("setHostnameAsFQDN") and len(fqdn) > MAX_HOSTNAME:
+        raise InvalidInput(
+            f"{fqdn} has {len(fqdn)} characters; Linux takes {MAX_HOSTNAME}", where="spec.setHostnameAsFQDN"
+        )
+    return fqdn
 
 
 def _host_aliases(items: tuple[Object, ...]) -> tuple[tuple[str, str], ...]:

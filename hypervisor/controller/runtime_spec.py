@@ -152,6 +152,13 @@ def _cpu_shares(millis: int | None) -> int | None:
     return None if millis is None else min(max(2, millis * 1024 // 1000), 262_144)
 
 
+def _own_name(pod: PodSpec) -> list[tuple[str, str]]:
+    """The pod's name in the cluster's domain, where its host name is not that already."""
+    if not pod.fqdn or pod.fqdn == pod.hostname:
+        return []
+    return [(GUEST_ADDRESS if pod.network.mode == "user" else "127.0.0.1", pod.fqdn)]
+
+
 def setup_arguments(pod: PodSpec) -> dict[str, Any]:
     """The arguments of ``setup``: fresh entropy and the host's clock, as of now."""
     net = None
@@ -163,7 +170,7 @@ def setup_arguments(pod: PodSpec) -> dict[str, Any]:
         "entropy": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
         "net": net,
         "data_disk": DATA_DISK,
-        "hosts": [list(alias) for alias in pod.host_aliases],
+        "hosts": [list(alias) for alias in (*_own_name(pod), *pod.host_aliases)],
         "volumes": [{"name": v.name, "medium": v.medium, "size_bytes": v.size_bytes} for v in pod.volumes],
         "share_process_namespace": pod.share_process_namespace,
     }

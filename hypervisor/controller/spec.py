@@ -207,7 +207,8 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class PodSpec:
-    """One pod. Containers keep the manifest's order; `grace_s` and `deadline_s` are seconds; a `cold` one's VM boots
+    """One pod; `hostname` is what the kernel is told, `fqdn` its name in the cluster's domain if it has a subdomain.
+    Containers keep the manifest's order; `grace_s` and `deadline_s` are seconds; a `cold` one's VM boots
     instead of being cloned from a template.
     """
 
@@ -222,6 +223,7 @@ class PodSpec:
     grace_s: int = 30
     deadline_s: int | None = None
     hostname: str = ""
+    fqdn: str = ""
     share_process_namespace: bool = False
     host_aliases: tuple[tuple[str, str], ...] = ()
     network: Network = Network()

@@ -11,6 +11,7 @@ import pytest
 
 from hypervisor.controller.fields import CONTAINER_FIELDS, POD_FIELDS, Support
 from hypervisor.controller.manifest import load_documents, parse_pod
+from hypervisor.controller.runtime_spec import setup_arguments
 from hypervisor.controller.schema import pod_definitions
 from hypervisor.controller.spec import EnvVar, Security, Volume
 from hypervisor.errors import InvalidInput
@@ -381,3 +382,14 @@ def test_a_bomb_of_aliases_is_refused_quickly() -> None:
 
 def test_json_is_yaml() -> None:
     assert parse_pod(load_documents(json.dumps(MINIMAL))[0]) == parse_pod(MINIMAL)
+
+
+def test_a_name_in_the_clusters_domain() -> None:
+    plain = parse_pod(pod(subdomain="web"))
+    assert (plain.hostname, plain.fqdn) == ("p", "p.web.default.svc.cluster.local")
+    assert ["10.0.2.15", plain.fqdn] in setup_arguments(plain)["hosts"]
+    full = parse_pod(pod(subdomain="web", hostname="h", setHostnameAsFQDN=True))
+    assert full.hostname == setup_arguments(full)["hostname"] == "h.web.default.svc.cluster.local"
+    assert parse_pod(pod(setHostnameAsFQDN=True)).hostname == "p"
+    with pytest.raises(InvalidInput, match=r"spec\.setHostnameAsFQDN: .* Linux takes 64"):
+        parse_pod(pod(subdomain="w" * 60, setHostnameAsFQDN=True))
