@@ -15,6 +15,7 @@ import asyncio
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
@@ -46,8 +47,7 @@ class _Half(asyncio.Protocol):
         self.head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's TLS transports are none by inheritance
 
     def data_received(self, data: bytes) -> None:
         if len(self.head) < _STATUS_LINE:
