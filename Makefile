@@ -9,7 +9,7 @@ STAMPS := build/stamps
 JOBS := $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help install guest-image samples native cluster cluster-down lint types test unit integration soak c-test fuzz bench coverage clean distclean
+.PHONY: help install guest-image samples native cluster cluster-down lint types test unit integration test-kvm soak c-test fuzz bench coverage clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ unit: $(STAMPS)/venv-test $(STAMPS)/packages-test native ## tests that boot no g
 
 integration: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests that boot real guests
 	$(PYTEST) tests/integration
+
+test-kvm: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests under KVM with the kernel's vhost-vsock; without them, in a guest that has both
+	tools/kvm-lane $(LANE_FLAGS)
 
 soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times, the master's store 300
 	$(PYTEST) tests/integration -m soak

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +16,37 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GUEST_IMAGE = ROOT / "guest-images/out"
 
-# What a mark needs, and why a test is skipped where it is missing. CI has all of these (see tests/README.md).
-NEEDS: dict[str, tuple[bool, str]] = {
-    "root": (os.geteuid() == 0, "needs root: users of their own, cgroups and mounts"),
+# What a mark needs, and why a test is skipped where it is missing. Asked for marks that are used only. CI has most of
+# these, and `make test-kvm` the others (docs/testing.md).
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "root": (lambda: os.geteuid() == 0, "needs root: users of their own, cgroups and mounts"),
     "qemu": (
-        shutil.which("qemu-system-x86_64") is not None and (GUEST_IMAGE / "manifest.json").exists(),
+        lambda: shutil.which("qemu-system-x86_64") is not None and (GUEST_IMAGE / "manifest.json").exists(),
         "needs qemu-system-x86_64 and the guest image; `make guest-image`",
     ),
-    "registry": (shutil.which("docker-registry") is not None, "needs Debian's docker-registry"),
-    "vhost_vsock": (Path("/dev/vhost-vsock").exists(), "needs the kernel's /dev/vhost-vsock"),
+    "registry": (lambda: shutil.which("docker-registry") is not None, "needs Debian's docker-registry"),
+    "vhost_vsock": (
+        lambda: os.access("/dev/vhost-vsock", os.R_OK | os.W_OK),
+        "needs the kernel's /dev/vhost-vsock; `make test-kvm` has it",
+    ),
+    "kvm": (lambda: kvm_works(), "needs KVM that runs guest code; `make test-kvm` has it"),
+    "tcg": (
+        lambda: not os.access("/dev/vhost-vsock", os.R_OK | os.W_OK) and not kvm_works(),
+        "is about VMs without KVM and the kernel's vhost-vsock, and this machine has one of them",
+    ),
+    "net_admin": (lambda: os.geteuid() == 0 and Path("/dev/net/tun").exists(), "needs root and /dev/net/tun"),
+    "uffd": (lambda: os.access("/dev/userfaultfd", os.R_OK | os.W_OK), "needs /dev/userfaultfd (Linux 6.1 or later)"),
 }
+#: set where everything is there that a test may need: a skip for what is missing would hide that it is not
+COMPULSORY = "HV_COMPULSORY"
+
+
+@functools.cache
+def kvm_works() -> bool:
+    """Whether guest code runs under KVM here; takes some milliseconds where it does not."""
+    from hypervisor.vmm.accel import probe_kvm
+
+    return asyncio.run(probe_kvm(qemu=Path("qemu-system-x86_64"), kernel=None, cache_directory=None)).usable
 
 
 # Started by nohup or in the background of a script, we would hand on ignored signals to every program under test.
@@ -33,10 +56,14 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for mark, (met, why) in NEEDS.items():
-            if item.get_closest_marker(mark) and not met:
-                item.add_marker(pytest.mark.skip(reason=why))
+    for mark, (is_met, why) in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if not marked or is_met():
+            continue
+        if COMPULSORY in os.environ:
+            raise pytest.UsageError(f"{len(marked)} tests cannot be skipped here: {mark} {why}")
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture
