@@ -33,7 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypervisor.errors import InvalidInput, NotFound, Unavailable, VmFailed
+import structlog
+
+from hypervisor.errors import HvError, InvalidInput, NotFound, Unavailable, VmFailed
 from hypervisor.vmm import records
 from hypervisor.vmm.argv import Disk, Fd
 from hypervisor.vmm.capabilities import USERFAULTFD
@@ -48,11 +50,13 @@ from hypervisor.vmm.succession import Succession, appoint
 from hypervisor.vmm.sweep import belongs
 from hypervisor.vmm.templates.template import Template
 from hypervisor.vmm.uncut import uncut
-from hypervisor.vmm.vm import RunningVm
+from hypervisor.vmm.vm import RunningVm, was_killed
 from hypervisor.vmm.watch import ProcessWatch, describe_status
 from hypervisor.vmx.config import RamFds, VmxFds
 from hypervisor.vmx.process import ProcessId
 from hypervisor.vsock.address import VsockAddress
+
+log = structlog.get_logger(__name__)
 
 QMP_TIMEOUT_S = 15.0
 READY_TIMEOUT_S = 60.0
@@ -73,7 +77,8 @@ async def start(
 ) -> RunningVm:  # fmt: skip
     """Start the VM that `plan` describes.
 
-    Failed or cancelled at any point, it leaves no process, file, cgroup or socket.
+    Failed or cancelled at any point, it leaves no process, file, cgroup or socket. A vmx that is killed before a
+    successor could follow it has the whole start undone and tried once more.
 
     :param zygote: makes the device process
     :param succession: what a vmx that dies is replaced with; None: its VM dies with it. A clone needs one, for the
@@ -85,14 +90,52 @@ async def start(
     :raises ResourceExhausted: the host lacks disk space, or a CID is taken
     :raises HostUnfit: a program or device is missing
     """
+    attempt = _Attempt()
+    try:
+        return await _start(plan, zygote, attempt, ready, ready_timeout_s, succession)
+    except HvError as e:
+        if not attempt.lost_vmx:
+            raise
+        log.warning("start is tried once more: its vmx was killed", vm=plan.name, reason=str(e).partition("\n")[0])
+    return await _start(plan, zygote, _Attempt(), ready, ready_timeout_s, succession)
+
+
+class _Attempt:
+    """One attempt at a start, for who asks why it failed.
+
+    :ivar lost_vmx: vmx was killed before a successor could follow it (QEMU had not handed its RAM over, or there is no
+        `Succession`): nothing that the guest did is lost, and a second attempt may fare better
+    """
+
+    def __init__(self) -> None:
+        self.forked = False
+        self.vmx: ProcessWatch | None = None
+        self.lost_vmx = False
+
+    def failed(self, why: HvError) -> None:
+        """Before anything is undone, for that kills a vmx that lives."""
+        if self.vmx is None:
+            self.lost_vmx = self.forked  # gone before it could be watched
+        elif not isinstance(why, VmDied) or why.death.cause == "vmx":
+            self.lost_vmx = not self.vmx.alive and was_killed(self.vmx)
+
+
+async def _start(
+    plan: LaunchPlan, zygote: DeviceProcesses, attempt: _Attempt, ready: Ready | None, ready_timeout_s: float,
+    succession: Succession | None,
+) -> RunningVm:  # fmt: skip
     phases = _Phases()
     async with AsyncExitStack() as undo:
-        with phases("directory"):
-            await _make_directory(plan, undo)
-        vm = await _start_processes(plan, zygote, phases, undo, succession)
-        if plan.clone is not None:
-            with phases("restore"):
-                await _restore_or_say_why(vm, Template.state_of(plan.clone.template))
+        try:
+            with phases("directory"):
+                await _make_directory(plan, undo)
+            vm = await _start_processes(plan, zygote, phases, undo, succession, attempt)
+            if plan.clone is not None:
+                with phases("restore"):
+                    await _restore_or_say_why(vm, Template.state_of(plan.clone.template))
+        except HvError as e:
+            attempt.failed(e)
+            raise
         vm.settle()
         if ready is not None:
             with phases("ready"):
@@ -216,6 +259,7 @@ async def _start_processes(
     phases: _Phases,
     undo: AsyncExitStack,
     succession: Succession | None,
+    attempt: _Attempt,
 ) -> RunningVm:
     """vmx and QEMU, supervised by a `RunningVm` whose end `undo` then owns."""
     async with AsyncExitStack() as ends_stack:  # our copies close when both processes have theirs
@@ -238,7 +282,8 @@ async def _start_processes(
             plan.files.write_processes(Processes(boot_id(), qemu=qemu_id))
         with phases("vmx"):
             vmx_id = await asyncio.shield(forking)
-            vmx = _watched(vmx_id, undo)
+            attempt.forked = True
+            attempt.vmx = vmx = _watched(vmx_id, undo)
             plan.files.write_processes(Processes(boot_id(), vmx=vmx_id, qemu=qemu_id))
         if plan.origin == "template" and ends.lazy is not None:
             ram = await _borrow_ram(ends.lazy.library_out)

@@ -306,7 +306,7 @@ class RunningVm:
     async def _replaced(self) -> bool:
         """Whether a dead vmx has a successor now; `_not_replaced` says why not."""
         why = describe_status(self._vmx.status())
-        if self._succession is None or self._budget is None or self._stopping or not _was_killed(self._vmx):
+        if self._succession is None or self._budget is None or self._stopping or not was_killed(self._vmx):
             return False
         await self._end_reconnecting()
         for attempt in range(_ATTEMPTS):
@@ -467,7 +467,7 @@ class RunningVm:
             self._ram = None
 
 
-def _was_killed(vmx: ProcessWatch) -> bool:
+def was_killed(vmx: ProcessWatch) -> bool:
     """As against having ended by itself, for a reason that its successor would have too. Unknown counts as killed."""
     status = vmx.status()
     return status is None or os.WIFSIGNALED(status)

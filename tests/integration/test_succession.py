@@ -147,9 +147,11 @@ def test_what_runs_over_it_ends_and_says_why(host: Host) -> None:
 
 
 def test_killed_amid_the_start(host: Host) -> None:
-    """While RAM is handed over, prefetched, and the devices' state is loaded: the pod runs, or says why it failed."""
+    """While RAM is handed over, prefetched, and the devices' state is loaded: the pod runs.
+
+    A vmx that has taken RAM over has a successor; before, the start is tried once more.
+    """
     chance = random.Random(11)
-    ran = 0
     for turn in range(8):
         before = set((host.state / "pods").iterdir())
         name = f"start-{turn}"
@@ -161,13 +163,9 @@ def test_killed_amid_the_start(host: Host) -> None:
             starting.result()
         (folder,) = set((host.state / "pods").iterdir()) - before
         wait_for(partial(has_come_up_or_not, folder), "it runs or not", 60)
-        if status(folder)["phase"] == "Running":
-            wait_for(partial(answers, host, name), "the agent answers", 30)
-            ran += 1
-        else:
-            assert any(word in status(folder)["message"] for word in ("QEMU", "vmx")), status(folder)["message"]
+        assert status(folder)["phase"] == "Running", status(folder)["message"]
+        wait_for(partial(answers, host, name), "the agent answers", 30)
         host.hv("rm", "-f", name)
-    assert ran >= 4  # a vmx that dies before it has taken over RAM takes its start with it
 
 
 def has_come_up_or_not(folder: Path) -> bool:
@@ -180,7 +178,7 @@ def vmx_of_new(host: Host, before: set[Path]) -> int:
         if not (folder / "vm/processes.json").exists():
             continue
         recorded = processes(folder)
-        if recorded["qemu"] is not None:
+        if recorded["qemu"] is not None and recorded["vmx"] is not None:
             return int(recorded["vmx"]["pid"])
     return 0
 

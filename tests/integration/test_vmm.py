@@ -32,6 +32,7 @@ from hypervisor.vmm.launch import Ready, adopt, start
 from hypervisor.vmm.plan import LaunchPlan, plan_launch
 from hypervisor.vmm.sweep import find_processes, sweep
 from hypervisor.vmm.vm import RunningVm, StopTimeouts
+from hypervisor.vmx.config import VmxConfig, VmxFds
 from hypervisor.vmx.process import ProcessId
 from hypervisor.vmx.zygote import Zygote
 from hypervisor.vsock.address import VsockAddress
@@ -347,6 +348,39 @@ async def test_a_zygote_that_is_gone(bench: Bench) -> None:
         await gone.wait_exit()
         with pytest.raises(Unavailable, match="zygote"):
             await start(bench.plan(tiny_guest(bench.state / "guest")), gone)
+
+
+@dataclass
+class KillsVmx:
+    """A zygote whose first `times` children are killed as soon as they are there."""
+
+    zygote: Zygote
+    times: int
+
+    async def fork(self, config: VmxConfig, fds: VmxFds) -> ProcessId:
+        process = await self.zygote.fork(config, fds)
+        if self.times > 0:
+            self.times -= 1
+            os.kill(process.pid, signal.SIGKILL)
+            async with asyncio.timeout(5):
+                while process.alive():  # noqa: ASYNC110 -- until its zygote has reaped it
+                    await asyncio.sleep(0.001)
+        return process
+
+
+async def test_a_vmx_killed_before_it_has_a_successor_costs_one_more_attempt(bench: Bench) -> None:
+    zygote = KillsVmx(bench.zygote, times=1)
+    vm = await start(bench.plan(tiny_guest(bench.state / "guest")), zygote)
+    bench.started.append(vm)
+    assert zygote.times == 0
+    assert await vm.status() == "running"
+
+
+async def test_a_vmx_that_is_killed_each_time_fails_the_start_with_the_reason(bench: Bench) -> None:
+    zygote = KillsVmx(bench.zygote, times=10)
+    with pytest.raises(HvError, match=r"QEMU|vmx|process"):
+        await start(bench.plan(tiny_guest(bench.state / "guest")), zygote)
+    assert zygote.times == 8  # once more, and no oftener
 
 
 async def test_a_lost_control_connection_is_made_anew(bench: Bench) -> None:
