@@ -231,17 +231,16 @@ def test_stop_sends_sigterm_waits_and_keeps_the_log(daemon: Daemon) -> None:
 # ---- lost VMs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["qemu", "vmx"])
-def test_killed_process_fails_the_pod_with_that_reason(daemon: Daemon, part: str) -> None:
-    daemon.run(f"killed-{part}", "sleep 1000")
-    daemon.wait_running(f"killed-{part}")
-    os.kill(daemon.pid_of(f"killed-{part}", part), signal.SIGKILL)
-    pod = daemon.wait_phase(f"killed-{part}", "Failed")
+def test_killed_qemu_fails_the_pod_with_that_reason(daemon: Daemon) -> None:
+    daemon.run("killed", "sleep 1000")
+    daemon.wait_running("killed")
+    os.kill(daemon.pid_of("killed", "qemu"), signal.SIGKILL)  # a vmx is replaced instead: test_succession.py
+    pod = daemon.wait_phase("killed", "Failed")
     assert pod["status"]["reason"] == "VmFailed"
-    assert {"qemu": "QEMU", "vmx": "vmx"}[part] in pod["status"]["message"]
+    assert "QEMU" in pod["status"]["message"]
     assert "killed (signal 9)" in pod["status"]["message"]
     assert state_of(pod)["terminated"]["exitCode"] == 137
-    daemon.remove(f"killed-{part}")
+    daemon.remove("killed")
 
 
 def test_lost_vm_is_replaced_when_the_policy_is_always(daemon: Daemon) -> None:
