@@ -13,6 +13,8 @@ from measure import Figure, interleaved
 
 TRUE = ("busybox", "--", "true")
 AT_ONCE = (10, 30)
+WARM = 2
+WARM_PHASES = ("vm", "boot", "setup", "containers")
 #: of the command's own timing: from the request at the daemon to the container's exit
 _REQUEST_TO_EXIT = ("create", "start", "run")
 
@@ -43,6 +45,7 @@ def run(rounds: int) -> list[Figure]:
         Figure("beside it: `hv version`, whole process", "ms", samples["version"]),
     ]
     figures += _start_figures(phases["clone"])
+    figures += _warm_figures(rounds)
     figures += [_at_once_figure(count, exits) for count, exits in crowds.items()]
     for kind, rows in phases.items():
         for name in rows[0]:
@@ -59,6 +62,25 @@ def _start_figures(rows: list[dict[str, float]]) -> list[Figure]:
         # The first answer is that to setup, which is at its end; some 30 ms of this are before QEMU's start.
         Figure("clone: QEMU's start to the agent's first answer, at most", "s", first, bar=0.35),
     ]
+
+
+def _warm_figures(rounds: int) -> list[Figure]:
+    """Starts out of the warm pool, each when the pool is full again."""
+    rows: list[dict[str, float]] = []
+    with fresh_host("busybox") as host:
+        host.run("run", "--rm", *TRUE)
+        host.run("run", "--rm", *TRUE)
+        host.run("host", "stop")
+        host.run("host", "start", "--warm", str(WARM))
+        for _ in range(rounds):
+            while json.loads(host.run("top", "-o", "json").stdout)["host"]["pool"]["ready"] < WARM:
+                time.sleep(0.1)
+            time.sleep(0.3)
+            _timed_run(host, rows)
+    exits = tuple(row["request to exit"] for row in rows)
+    phases = [Figure(f"warm: phase {name}", "s", tuple(row[name] for row in rows)) for name in WARM_PHASES]
+    what = "out of the warm pool: request at the daemon to the container's exit, p50"
+    return [Figure(what, "s", exits, bar=0.35), *phases]
 
 
 def _at_once(host: Host, count: int) -> tuple[float, ...]:
