@@ -140,7 +140,7 @@ def stop(settings: Settings, pods: bool) -> None:
     With --pods a daemon that does not run is started first if it left pods, since only it can find and stop them.
     """
     connection = settings.connect_running(None)
-    if connection is None and pods and _has_pods(settings.state):
+    if connection is None and pods and _has_vms(settings.state):
         connection = settings.connect(None)
     if connection is None:
         click.echo("hostd does not run")
@@ -150,9 +150,9 @@ def stop(settings: Settings, pods: bool) -> None:
     click.echo("hostd stopped" + (", no pod is left" if pods else "; its pods go on running"))
 
 
-def _has_pods(state: str) -> bool:
-    folder = Path(state, "pods")
-    return folder.is_dir() and any(folder.iterdir())
+def _has_vms(state: str) -> bool:
+    """Whether a daemon left pods, or one that was killed a warm pool."""
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in (Path(state, "pods"), Path(state, "warm")))
 
 
 def stop_host(connection: Connection, *, pods: bool) -> None:

@@ -195,3 +195,14 @@ def test_stop_of_a_process_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> Non
 
     connection: Connection = Ended()  # type: ignore[assignment]
     host.stop_host(connection, pods=False)
+
+
+def test_what_only_a_daemon_can_end(tmp_path: Path) -> None:
+    """Pods, and the warm pool of a daemon that was killed: `hv host stop --pods` starts one for either."""
+    assert not host._has_vms(str(tmp_path))
+    for name in ("pods", "warm"):
+        (tmp_path / name).mkdir()
+        assert not host._has_vms(str(tmp_path))
+        (tmp_path / name / "x").mkdir()
+        assert host._has_vms(str(tmp_path))
+        (tmp_path / name / "x").rmdir()
