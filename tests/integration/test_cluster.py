@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from local_cluster import Cluster, running_cluster
 
-from hypervisor.cli.cluster_state import MASTER, ClusterPaths
+from hypervisor.cli.cluster_state import MASTER
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
-BUSYBOX = ROOT / "guest-images/out/samples/busybox.tar"
-KUBECTL = Path(sys.executable).parent / "kubectl"
 UP_WITHIN = 15.0  # seconds until every node is Ready: what docs/cluster.md promises
 POD = """
 apiVersion: v1
@@ -38,71 +31,10 @@ spec:
 """
 
 
-class Cluster:
-    """``hv`` and ``kubectl`` on one cluster."""
-
-    def __init__(self, state: Path) -> None:
-        self.state = state
-        self.paths = ClusterPaths(state)
-
-    def hv(self, *args: str, timeout: float = 120) -> str:
-        return self._run([sys.executable, "-m", "hypervisor.cli.main", "--state-dir", str(self.state), *args], timeout)
-
-    def kubectl(self, *args: str, config: Path | None = None, stdin: str = "", timeout: float = 90) -> str:
-        config = config or self.paths.kubeconfig
-        return self._run([str(KUBECTL), "--kubeconfig", str(config), *args], timeout, stdin)
-
-    def _run(self, command: list[str], timeout: float, stdin: str = "") -> str:
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, cwd=self.state,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(self.state)},
-        )  # fmt: skip
-        if done.returncode:
-            raise AssertionError(f"{command[1:]} ended with {done.returncode}: {done.stdout}{done.stderr}")
-        return done.stdout
-
-    def kill_everything(self) -> None:
-        """Every process of the cluster, VMs included, with SIGKILL."""
-        for component in (MASTER, "host-1", "host-2"):
-            process = self.paths.process(component)
-            assert process is not None
-            process.kill()
-        for pid in self.processes():
-            os.kill(pid, 9)
-        deadline = time.monotonic() + 10
-        while self.processes() and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    def processes(self) -> list[int]:
-        """Processes whose command line names the state folder."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = path.read_bytes()
-            except OSError:
-                continue
-            if os.fsencode(self.state) in words and int(path.parts[2]) != os.getpid():
-                found.append(int(path.parts[2]))
-        return found
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    state = Path(tempfile.mkdtemp(prefix="hvc-"))
-    state.chmod(0o711)
-    made = Cluster(state)
-    try:
-        made.hv("image", "import", str(BUSYBOX))
-        made.hv("host", "stop")
-        began = time.monotonic()
-        made.hv("cluster", "up", "--hosts", "2")
-        assert time.monotonic() - began < UP_WITHIN
+    with running_cluster(("busybox",), within=UP_WITHIN) as made:
         yield made
-    finally:
-        made.hv("cluster", "down", "--delete")
-        left = made.processes()
-        shutil.rmtree(state, ignore_errors=True)
-    assert left == []
 
 
 @pytest.fixture(scope="module")
