@@ -76,19 +76,19 @@ static int serve_messages(struct pv_fault *server, int uffd)
 {
     struct uffd_msg messages[MESSAGES];
     ssize_t bytes = read(uffd, messages, sizeof messages);
+    size_t count;
 
     if (bytes < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : pv_fault_give_up(server, "reading faults: %s", strerror(errno));
-    for (size_t i = 0; i < (size_t)bytes / sizeof messages[0]; i++) {
-        const struct uffd_msg *m = &messages[i];
-
-        if (m->event == UFFD_EVENT_PAGEFAULT) {
-            if (serve_touch(server, uffd, m->arg.pagefault.address))
-                return -1;
-        } else if (m->event == UFFD_EVENT_REMOVE) {
-            note_removed(server, uffd, m->arg.remove.start, m->arg.remove.end);
-        }
-    }
+    count = (size_t)bytes / sizeof messages[0];
+    /* Removals first: whoever removes goes on now that this is read, and a fault that came before must not be filled with the old
+     * data after the removal. */
+    for (size_t i = 0; i < count; i++)
+        if (messages[i].event == UFFD_EVENT_REMOVE)
+            note_removed(server, uffd, messages[i].arg.remove.start, messages[i].arg.remove.end);
+    for (size_t i = 0; i < count; i++)
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT && serve_touch(server, uffd, messages[i].arg.pagefault.address))
+            return -1;
     return 0;
 }
 

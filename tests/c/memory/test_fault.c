@@ -344,6 +344,152 @@ static void test_unmap_under_load(void)
     free_vm(vm);
 }
 
+/* Another process that takes the question and never answers it. */
+static void remote_source_is_silent(void)
+{
+    struct vm *vm = make_vm(1);
+    uint32_t vad;
+    uint64_t unmapped;
+    pthread_t thread;
+    int pair[2];
+
+    CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
+    CHECK(!pv_fault_add_source(vm->server, 5, PV_SOURCE_REMOTE, pair[0], BYTES, &vm->err));
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_REMOTE, 5, 0, 4, &vad, &vm->err));
+    CHECK(!pv_space_unmap(vm->space, 0, 4, &unmapped, &vm->err));
+    CHECK(!pv_space_map(vm->space, 0, 4, vad, 0, &vm->err));
+    CHECK(!pthread_create(&thread, NULL, touch_one, vm->map));
+    CHECK(pv_fault_run(vm->server, &vm->err) == -1 && vm->err == EIO);
+    CHECK(strstr(pv_fault_reason(vm->server), "source 5: the other side did not answer in"));
+    _exit(0);
+}
+
+struct meeting {
+    const struct vm *vm;
+    const uint64_t *map;
+    pthread_barrier_t *barrier;
+};
+
+static void *touch_together(void *argument)
+{
+    struct meeting *m = argument;
+
+    for (uint64_t page = 0; page < PAGES; page++) {
+        pthread_barrier_wait(m->barrier);
+        check_page(m->map, page);
+    }
+    return NULL;
+}
+
+/* Every page is asked for by six threads at the same moment, through both mappings: one copy is made, the others find it there. */
+static void test_many_threads_on_one_page(void)
+{
+    enum { THREADS = 6 };
+    struct vm *vm = make_vm(1);
+    struct meeting meetings[THREADS];
+    struct pv_fault_stats stats;
+    pthread_barrier_t barrier;
+    pthread_t threads[THREADS];
+
+    pthread_barrier_init(&barrier, NULL, THREADS);
+    start(vm);
+    for (int i = 0; i < THREADS; i++) {
+        meetings[i] = (struct meeting){vm, i % 2 ? vm->second : vm->map, &barrier};
+        CHECK(!pthread_create(&threads[i], NULL, touch_together, &meetings[i]));
+    }
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    stop(vm);
+    pv_fault_stats(vm->server, &stats);
+    CHECK(stats.pages_copied + stats.pages_zeroed == PAGES);
+    CHECK(stats.faults - stats.already_there <= PAGES); /* what came second was told EEXIST and only woken */
+    pthread_barrier_destroy(&barrier);
+    free_vm(vm);
+}
+
+struct storm {
+    const uint64_t *map;
+    _Atomic(int) *over;
+    unsigned seed;
+};
+
+static void *touch_until_over(void *argument)
+{
+    struct storm *s = argument;
+
+    while (!atomic_load(s->over)) {
+        uint64_t page = (uint64_t)rand_r(&s->seed) % (PAGES / 2), word = *(const volatile uint64_t *)(s->map + page * WORDS);
+
+        CHECK(word == 0 || word == pattern(page));
+    }
+    return NULL;
+}
+
+/* Pages are removed (the mapping changes: EAGAIN) while they are being touched: a removed page never has the template's data again. */
+static void test_removal_under_load(void)
+{
+    struct vm *vm = make_vm(1);
+    uint64_t *third = map_ram(vm);
+    _Atomic(int) over = 0;
+    struct storm storms[2] = {{third, &over, 1}, {vm->map, &over, 2}};
+    pthread_t threads[2];
+    unsigned seed = 3;
+    int err = 0;
+
+    CHECK(!pv_fault_add_range(vm->server, register_with_events(third), (uintptr_t)third, BYTES, 0, &err));
+    start(vm);
+    for (int i = 0; i < 2; i++)
+        CHECK(!pthread_create(&threads[i], NULL, touch_until_over, &storms[i]));
+    for (int i = 0; i < 1000; i++) {
+        uint64_t page = (uint64_t)rand_r(&seed) % (PAGES / 2 - 4);
+
+        CHECK(!madvise(third + page * WORDS, 4 * PV_PAGE_SIZE, MADV_REMOVE));
+        for (uint64_t p = page; p < page + 4; p++)
+            CHECK(*(volatile uint64_t *)(third + p * WORDS) == 0);
+    }
+    atomic_store(&over, 1);
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    stop(vm);
+    munmap(third, BYTES);
+    free_vm(vm);
+}
+
+static void *remap_odd_blocks(void *argument)
+{
+    struct vm *vm = argument;
+    uint64_t unmapped;
+    uint32_t vad;
+    int err;
+
+    CHECK(!pv_pfdb_add(vm->db, PV_SOURCE_FILE, 3, 0, PAGES / 2, &vad, &err));
+    for (int i = 0; i < 1000; i++) {
+        uint32_t page = (uint32_t)(i % 16) * 16 + 8;
+
+        CHECK(!pv_space_unmap(vm->space, (uint64_t)page << PV_PAGE_SHIFT, 8, &unmapped, &err) && unmapped == 8);
+        CHECK(!pv_space_map(vm->space, (uint64_t)page << PV_PAGE_SHIFT, 8, vad, page, &err));
+    }
+    return NULL;
+}
+
+/* Pages that are not there yet lose their mapping and get another while faults on their neighbours would fill them as well. */
+static void test_unmap_of_absent_pages_under_load(void)
+{
+    struct vm *vm = make_vm(16);
+    pthread_t mapper;
+
+    start(vm);
+    CHECK(!pthread_create(&mapper, NULL, remap_odd_blocks, vm));
+    for (uint64_t block = 0; block < PAGES / 2; block += 16)
+        for (uint64_t page = block; page < block + 8; page++)
+            check_page(page % 2 ? vm->map : vm->second, page);
+    pthread_join(mapper, NULL);
+    for (uint64_t page = 0; page < PAGES; page++)
+        check_page(vm->map, page);
+    stop(vm);
+    free_vm(vm);
+}
+
 static void short_source(void) { expect_reason(1, 10, "ends at byte 40960"); }
 static void unmapped_page(void) { expect_reason(0, 33, "nothing is mapped at guest address 0x21000"); }
 
@@ -412,7 +558,11 @@ int main(void)
     test_prefetch();
     test_a_removed_page_is_zero_from_then_on();
     test_unmap_under_load();
+    test_unmap_of_absent_pages_under_load();
+    test_many_threads_on_one_page();
+    test_removal_under_load();
     in_a_child(remote_source_ends);
+    in_a_child(remote_source_is_silent);
     in_a_child(short_source);
     in_a_child(unmapped_page);
     for (int i = 0; i < 50; i++)
