@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .caps import effective
+from .devices import HARMLESS
 from .seccomp import Filter
 from .spec import ContainerSpec, User
 
@@ -36,9 +37,10 @@ _DEVICES = [
     {"allow": True, "type": "b", "access": "m"},
     *(
         {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
-        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
+        for major, minor in HARMLESS
+        if minor is not None
     ),
-    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+    *({"allow": True, "type": "c", "major": major, "access": "rwm"} for major, minor in HARMLESS if minor is None),
 ]
 
 
@@ -54,6 +56,7 @@ class Context(NamedTuple):
     """What the guest adds to a spec.
 
     :ivar pid_namespace: path of the shared PID namespace; None for one of the container's own
+    :ivar devices_confined: what a container without privileges may open is seen to already (devices.py)
     """
 
     rootfs: str
@@ -62,6 +65,7 @@ class Context(NamedTuple):
     binds: list[Bind]
     seccomp: Filter | None
     pid_namespace: str | None = None
+    devices_confined: bool = False
 
 
 def environment(env: list[str], user: User, tty: bool) -> list[str]:
@@ -140,6 +144,8 @@ def _linux(spec: ContainerSpec, context: Context) -> dict[str, Any]:
         "cgroupsPath": context.cgroup,
         "resources": resources(spec),
     }
+    if context.devices_confined and not spec.privileged:
+        del linux["resources"]["devices"]
     if context.seccomp is not None:
         linux["seccomp"] = context.seccomp.profile
     if not spec.privileged:

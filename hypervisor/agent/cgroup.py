@@ -11,6 +11,7 @@ from .spec import Resources
 
 ROOT = "/sys/fs/cgroup"
 PARENT = "/podvisor"
+PRIVILEGED_PARENT = "/podvisor-privileged"  # beyond what devices.py attaches to the other
 _REMOVE_TRIES = 200
 
 
@@ -46,8 +47,8 @@ def weight_of(shares: int) -> int:
 class Cgroup:
     """The group of the container `name`. Holds nothing; methods raise OSError where the kernel refuses."""
 
-    def __init__(self, name: str) -> None:
-        self.path = f"{PARENT}/{name}"  # as crun takes it
+    def __init__(self, name: str, privileged: bool = False) -> None:
+        self.path = f"{PRIVILEGED_PARENT if privileged else PARENT}/{name}"  # as crun takes it
         self.directory = f"{ROOT}{self.path}"  # as everybody else does
 
     def kill(self) -> None:

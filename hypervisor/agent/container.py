@@ -107,7 +107,7 @@ class Container:
         self.message = ""
         self.termination_message = ""
         self.root = Root(spec.name)
-        self.cgroup = Cgroup(spec.name)
+        self.cgroup = Cgroup(spec.name, spec.privileged)
         self.log_directory = f"{LOGS}/{spec.name}"
         self.streams = Streams(
             LogWriter(self.log_directory, attempt, max_bytes=spec.log_max_bytes, max_files=spec.log_files)

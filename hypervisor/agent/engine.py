@@ -12,7 +12,7 @@ import signal
 from contextlib import suppress
 from typing import Any
 
-from . import bundle, launch, logs, messages
+from . import bundle, devices, launch, logs, messages
 from .caps import effective
 from .container import EXITED, PAUSED, RUNNING, Container
 from .errors import AgentError, conflict, from_os, invalid, not_found
@@ -39,6 +39,7 @@ class Engine:
         self.pid_namespace: str | None = None
         self.hostname = ""
         self._profiles = Profiles()
+        self._devices_confined: bool | None = None  # not tried yet
         self._locks: dict[str, asyncio.Lock] = {}
 
     # ---- finding ----
@@ -155,7 +156,13 @@ class Engine:
             binds=self._binds(spec, container.root),
             seccomp=self._profiles.get(_capabilities(spec)) if wants_filter else None,
             pid_namespace=self.pid_namespace,
+            devices_confined=self._confine_devices(),
         )
+
+    def _confine_devices(self) -> bool:
+        if self._devices_confined is None:
+            self._devices_confined = devices.confine()
+        return self._devices_confined
 
     def _binds(self, spec: ContainerSpec, root: Root) -> list[bundle.Bind]:
         binds = [bundle.Bind(SHARED_MEMORY, "/dev/shm", False)]

@@ -31,6 +31,7 @@ from .wire import Frame, FrameType
 
 MAX_CONNECTIONS = 1024
 RECEIVE = 256 * 1024
+_RECEIVE_FIRST = 8 * 1024  # until a client fills it: memory for more is mapped anew for every read
 FLUSH_ABOVE = 64 * 1024  # bytes waiting to be sent that are not held back for a common send
 ROOM_BELOW = 512 * 1024  # bytes waiting to be sent beyond which `send` asks its caller to wait
 _MAX_PIECES = 512  # of one sendmsg, below the kernel's IOV_MAX
@@ -117,6 +118,7 @@ class Connection:
         self._socket = client
         self._loop = asyncio.get_running_loop()
         self._decoder = wire.Decoder()
+        self._receive_size = _RECEIVE_FIRST
         self._frames: deque[Frame] = deque()
         self._consumer: Consumer | None = None
         self._busy_consumer: asyncio.Task[None] | None = None
@@ -249,13 +251,15 @@ class Connection:
 
     def _receive(self) -> None:
         try:
-            data = self._socket.recv(RECEIVE)
+            data = self._socket.recv(self._receive_size)
         except BlockingIOError:
             return None
         except OSError:
             data = b""
         if not data:  # a client that can send no more has gone
             return self.abort()
+        if len(data) == self._receive_size:
+            self._receive_size = RECEIVE
         if self._closing:
             return None
         try:

@@ -42,6 +42,10 @@ class Network(NamedTuple):
     search: list[str]
 
 
+#: what QEMU's user-mode network is made of, and so most pods'
+USER_NETWORK = Network("eth0", "10.0.2.15", "255.255.255.0", "10.0.2.2", [], [])
+
+
 class Settings(NamedTuple):
     """The checked arguments."""
 
@@ -223,11 +227,20 @@ def _write_name_files(settings: Settings) -> None:
             os.chmod(path, 0o644)
 
 
+def unconfigure_network(interface: str) -> None:
+    """Takes the address away, and with it the routes; raises OSError."""
+    name = interface.encode()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+        fcntl.ioctl(s, _SIOCSIFADDR, struct.pack("16s16s8x", name, _sockaddr("0.0.0.0")))
+        fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", name, 0))
+
+
 class Setup:
     """Does it, once."""
 
     def __init__(self, volumes: storage.Volumes) -> None:
         self.done = False
+        self.network: Network | None = None  # as it has been configured
         self._busy = False
         self._volumes = volumes
 
@@ -238,7 +251,10 @@ class Setup:
         self._busy = True
         try:
             self._volumes.forget()
-            self._identity(settings)
+            set_clock(settings.clock_ns)
+            add_entropy(settings.entropy)
+            socket.sethostname(settings.hostname)
+            self.connect(settings.network)
             storage.make_directories()
             await storage.mount_data(settings.data_disk)
             _write_name_files(settings)
@@ -250,14 +266,21 @@ class Setup:
         finally:
             self._busy = False
 
-    @staticmethod
-    def _identity(settings: Settings) -> None:
-        set_clock(settings.clock_ns)
-        add_entropy(settings.entropy)
-        socket.sethostname(settings.hostname)
-        if settings.network is not None:
-            try:
-                configure_network(settings.network)
-            except OSError as e:
-                where = f"network {settings.network.interface}"
-                raise AgentError(UNAVAILABLE, f"{where}: cannot be configured: {e.strerror}") from e
+    def connect(self, network: Network | None) -> None:
+        """Configures the network, unless it is so already: a template does it for its clones.
+
+        :raises AgentError: Unavailable
+        """
+        before = self.network
+        if before is not None and network is not None and before[:4] == network[:4]:
+            return
+        try:
+            if before is not None:
+                self.network = None
+                unconfigure_network(before.interface)
+            if network is not None:
+                configure_network(network)
+                self.network = network
+        except OSError as e:
+            where = f"network {(network or before or USER_NETWORK).interface}"
+            raise AgentError(UNAVAILABLE, f"{where}: cannot be configured: {e.strerror}") from e

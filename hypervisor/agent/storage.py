@@ -104,7 +104,8 @@ class Root:
 
         :raises AgentError: the image disk is missing, the data disk is full
         """
-        self.unmount()
+        if os.path.lexists(self._layers):
+            self.unmount()
         lower = await mount_image(image_disk)
         upper, work = f"{self._layers}/upper", f"{self._layers}/work"
         try:

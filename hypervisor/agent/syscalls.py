@@ -26,8 +26,10 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
 _X86 = os.uname().machine == "x86_64"
 _SYS_OPENAT2 = 437
+_SYS_BPF = 321 if _X86 else 280
 _SYS_SIGNALFD4 = 289 if _X86 else 74
 _SYS_REBOOT = 169 if _X86 else 142
+_MCL_CURRENT = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -86,6 +88,17 @@ def signal_descriptor(number: int) -> int:
     mask = ctypes.c_uint64(1 << (number - 1))
     flags = os.O_NONBLOCK | os.O_CLOEXEC
     return _check(int(_libc.syscall(_SYS_SIGNALFD4, -1, ctypes.byref(mask), ctypes.c_size_t(8), flags)))
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2) with the bytes of its union; a descriptor, close-on-exec, where the command gives one."""
+    return _check(int(_libc.syscall(_SYS_BPF, command, attributes, ctypes.c_size_t(len(attributes)))))
+
+
+def populate() -> None:
+    """Maps every page of this process now, those of files too, so that it does not fault for them later."""
+    _check(_libc.mlockall(_MCL_CURRENT))
+    _check(_libc.munlockall())
 
 
 def become_subreaper() -> None:

@@ -26,9 +26,12 @@ from typing import TYPE_CHECKING
 from . import syscalls
 from .cgroup import write_text
 from .errors import AgentError
+from .setup import USER_NETWORK
 from .storage import DATA, IMAGES, SHARED_MEMORY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .calls import Agent
 
 WORD = "podvisor.template"
@@ -39,6 +42,8 @@ _LATER = ("base64", "tarfile", "hypervisor.agent.archive", "hypervisor.agent.tar
 _NAME = "rehearsal"
 _OWN_ROOT = "hv-root"
 _PROGRAM = "/usr/lib/podvisor/hv-exec"
+_PROGRAMS = (_PROGRAM, "/usr/lib/podvisor/modules.bundle", "/usr/bin/crun", "/usr/bin/python3")
+_NIC = f"/sys/class/net/{USER_NETWORK.interface}"
 #: the event of PCI hot-plug in QEMU's ACPI tables, for machine pc and q35
 _HOTPLUG = "/sys/firmware/acpi/interrupts/gpe01"
 _RESCAN = "/sys/bus/pci/rescan"
@@ -61,13 +66,32 @@ async def prepare(agent: Agent) -> None:
     for name in _LATER:
         with suppress(ImportError):  # not in this image: the call that needs it says so
             importlib.import_module(name)
+    if os.path.exists(_NIC):
+        _try("network", lambda: agent.setup.connect(USER_NETWORK))
     await rehearse(agent, None)
+    _try("reading ahead", _read_ahead)
     _acpi("mask")
     sys.stderr.write(READY_LINE + "\n")
     sys.stderr.flush()
     _find_vsock()
     _acpi("clear")
     _acpi("unmask")
+
+
+def _try(what: str, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except (AgentError, OSError) as e:
+        sys.stderr.write(f"agent: {what}: {e}\n")
+
+
+def _read_ahead() -> None:
+    """Has all programs in memory, and this one mapped: a clone that reads its root disk waits for it."""
+    for path in _PROGRAMS:
+        with open(path, "rb") as file:
+            while file.read(1 << 20):
+                pass
+    syscalls.populate()
 
 
 async def rehearse(agent: Agent, data_disk: str | None) -> None:
@@ -91,7 +115,7 @@ async def _rehearse(agent: Agent, data_disk: str | None) -> None:
 
     entropy = binascii.b2a_base64(os.urandom(32), newline=False).decode()
     settings = {"hostname": "template", "clock_ns": time.time_ns(), "entropy": entropy, "data_disk": data_disk}
-    await agent.setup.run(setup.parse(settings))
+    await agent.setup.run(setup.parse(settings)._replace(network=agent.setup.network))
     # hv-exec without a request ends at once and complains, which is all that is wanted of it.
     spec = parse_spec({"name": _NAME, "image_disk": _OWN_ROOT, "argv": [_PROGRAM]})
     container = await agent.engine.start(spec)
