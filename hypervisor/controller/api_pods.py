@@ -11,6 +11,7 @@ from aiohttp import web
 from hypervisor.agent.wire import FrameType
 from hypervisor.controller.api_streams import NDJSON, flag, line, number, streaming
 from hypervisor.controller.console import console_text, follow_console
+from hypervisor.controller.inspect import inspect
 from hypervisor.controller.manifest import MAX_GRACE_S, MAX_MANIFEST_BYTES
 from hypervisor.controller.pods import Pods, target_of
 from hypervisor.controller.podvm import PodVm
@@ -32,6 +33,7 @@ def add_pod_routes(app: web.Application, pods: Pods) -> None:
     app.router.add_delete(one, _delete)
     app.router.add_post(f"{one}/stop", _stop)
     app.router.add_get(f"{one}/console", _console)
+    app.router.add_get(f"{one}/inspect", _inspect)
     app.router.add_get(f"{one}/archive", _get_archive)
     app.router.add_put(f"{one}/archive", _put_archive)
 
@@ -43,6 +45,10 @@ def _pod(request: web.Request) -> PodVm:
 async def _list(request: web.Request) -> web.Response:
     items = [pod.view() for pod in request.app[PODS]]
     return web.json_response({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+
+
+async def _inspect(request: web.Request) -> web.Response:
+    return web.json_response(await inspect(_pod(request)))
 
 
 async def read_json(request: web.Request, limit: int) -> Any:

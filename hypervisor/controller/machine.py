@@ -64,6 +64,9 @@ class Machine(Protocol):
     async def stats(self) -> Mapping[str, Any]:
         """Counters for ``hv top``."""
 
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """A QMP command; raises `HvError`."""
+
     async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
         """Ends it, gracefully through `shutdown` where given; returns when its processes have gone. Never raises."""
 

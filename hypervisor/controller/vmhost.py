@@ -232,6 +232,10 @@ class HostedVm:
             known["frames"] = _frames(self.plan.clone)
         return asdict(await self.vm.stats()) | known
 
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """A QMP command."""
+        return await self.vm.execute(command, arguments)
+
     async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
         """Ends it, gracefully where `shutdown` is given."""
         if shutdown is None:

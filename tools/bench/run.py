@@ -14,6 +14,7 @@ SECTIONS = {
     "startup": 15,
     "guest_speed": 5,
     "streams": 5,
+    "introspect": 3,
     "vsock": 3,
     "page_table": 5,
     "store": 3,
