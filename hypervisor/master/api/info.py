@@ -99,6 +99,8 @@ def parse(method: str, raw_path: str, query_string: str, routes: Routes) -> Requ
         group, version, rest = parts[1], parts[2], parts[3:]
     else:
         return RequestInfo(method.lower(), path, query)
+    if any(p in (".", "..") or "/" in p or "\0" in p for p in rest):
+        raise bad_request("a part of the path is no name: it must not be . or .. nor contain / or NUL")
     return _resource(method, path, query, group, version, rest, routes)
 
 

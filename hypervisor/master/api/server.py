@@ -139,6 +139,8 @@ def _as_api_error(request: BaseRequest, error: Exception) -> ApiError:
         return ApiError("ServiceUnavailable", str(error), details={"retryAfterSeconds": 1})
     if isinstance(error, HvError):
         return ApiError("InternalError", str(error))
+    if isinstance(error, RecursionError):  # every walk over an object is as deep as the object
+        return ApiError("BadRequest", "the object is nested too deeply")
     number = uuid.uuid4().hex[:12]
     structlog.get_logger().exception("request failed", id=number, method=request.method, path=request.path)
     return ApiError("InternalError", f"an error on the server has prevented the request from succeeding (id {number})")

@@ -88,11 +88,13 @@ def decode_yaml(body: bytes) -> tuple[Any, list[str]]:
     try:
         node = loader.get_single_node()
         value = loader.construct_document(node) if node is not None else None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return _jsonable(value, [MAX_NODES]), loader.twice
+    except RecursionError:  # also of an alias that stands within its own anchor
+        raise bad_request("the body is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise bad_request(f"error converting YAML to JSON: {error}") from None
     finally:
         loader.dispose()
-    return _jsonable(value, [MAX_NODES]), loader.twice
 
 
 class _Loader(yaml.SafeLoader):
