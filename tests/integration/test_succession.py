@@ -139,7 +139,7 @@ def test_what_runs_over_it_ends_and_says_why(host: Host) -> None:
             dead = kill_vmx(folder)
             wait_for(partial(has_successor, folder, dead), "vmx is replaced", 10)
             assert b"device process replaced" in session.result(30).stderr
-            assert session.result().returncode == 255
+            assert session.result().returncode == 125  # hv itself failed: nobody knows how the process ends
         wait_for(lambda: answers(host, "busy"), "the agent answers", 30)
         wait_for(lambda: len(host.hv("logs", "busy").stdout.splitlines()) > lines + 5, "the log goes on", 10)
         told = [json.loads(x) for x in (host.state / "hostd.log").read_text().splitlines() if x.startswith("{")]
