@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.kvm, pytest.mark.v
 
 KINDS = ("cold", "clone")
 PATIENCE = 20.0
+CLOCK_SLACK_S = 5
 TELL = "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | sha256sum; hostname"
 
 
@@ -168,9 +169,10 @@ def test_many_sessions_at_once(pod: Pod) -> None:
 
 
 def test_its_clock_is_the_hosts(pod: Pod) -> None:
+    """It lags by what the guest took to read ``setup``; the template's is older than that."""
     before = time.time()
     told = int(pod.sh("date +%s"))
-    assert before - 2 <= told <= time.time() + 2
+    assert before - CLOCK_SLACK_S <= told <= time.time() + 1
 
 
 def test_clones_are_unlike(pods: dict[str, Pod]) -> None:
@@ -227,9 +229,11 @@ def test_a_daemon_that_is_killed_finds_its_pods_again(pods: dict[str, Pod]) -> N
 
 
 @pytest.mark.parametrize("options", [(), ("--cold",)], ids=["clone", "cold"])
-def test_a_pods_exit_code(host: Host, options: tuple[str, ...]) -> None:
-    done = host.hv("run", "--rm", *options, "busybox", "--", "sh", "-c", "exit 9", check=False)
+def test_a_pods_exit_code(host: Host, options: tuple[str, ...], record_property: Callable[[str, object], None]) -> None:
+    """The phases of its start go to the results, as seconds."""
+    done = host.hv("run", "--rm", "--timing", *options, "busybox", "--", "sh", "-c", "exit 9", check=False)
     assert done.returncode == 9, done.stderr
+    record_property("phases", done.stderr.decode().splitlines()[-1])
 
 
 def test_a_removed_pod_leaves_its_cid(host: Host, pods: dict[str, Pod]) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from builder.errors import BuildError
 
-from hypervisor.vmm.accel import KvmProbe, probe_kvm
+from hypervisor.vmm.accel import probe_kvm
 from hypervisor.vmm.guest import default_directory
+from hypervisor.vsock.address import kernel_vsock_available
 from lane import machine, project, rootdisk
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 SELECTION = ("tests/integration", "-m", "kvm or vhost_vsock")
 #: has tests/conftest.py refuse to skip what is marked: in the lane there is everything that a test may need
 _COMPULSORY = "HV_COMPULSORY"
+#: the form that has properties: tests put times there
+_JUNIT = ("-o", "junit_family=xunit1")
 
 
 def main() -> int:
@@ -43,24 +46,29 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace, results: Path, wanted: list[str]) -> int:
-    probe = asyncio.run(_probe()) if options.where != "guest" else KvmProbe(False, "it was not asked for")
-    if probe.usable or options.where == "here":
-        print(f"kvm-lane: on this machine: {probe.reason}", flush=True)
-        argv = [sys.executable, "-m", "pytest", f"--junit-xml={results}/junit.xml", *wanted]
+    lacking = "this machine was not asked for" if options.where == "guest" else asyncio.run(_lacking())
+    if lacking is None or options.where == "here":
+        print(f"kvm-lane: on this machine{f', though {lacking}' if lacking else ''}", flush=True)
+        argv = [sys.executable, "-m", "pytest", f"--junit-xml={results}/junit.xml", *_JUNIT, *wanted]
         return subprocess.run(argv, cwd=ROOT, env=os.environ | {_COMPULSORY: "1"}).returncode
-    print(f"kvm-lane: in a guest, for KVM cannot be used here: {probe.reason}", flush=True)
+    print(f"kvm-lane: in a guest: {lacking}", flush=True)
     root = rootdisk.root_disk(options.out)
     with tempfile.TemporaryDirectory(prefix=".run-", dir=options.out) as scratch:
         disk = Path(scratch, "project")
-        project.project_disk(options.out, disk, ["--junit-xml=/tmp/results/junit.xml", *wanted])
+        project.project_disk(options.out, disk, ["--junit-xml=/tmp/results/junit.xml", *_JUNIT, *wanted])
         size = machine.Size(options.vcpus, options.memory)
         return machine.run(root, disk, results, size, options.timeout)
 
 
-async def _probe() -> KvmProbe:
+async def _lacking() -> str | None:
+    """What this machine lacks for the lane's tests."""
     kernel = default_directory() / "vmlinux"
     qemu = shutil.which("qemu-system-x86_64") or "/usr/bin/qemu-system-x86_64"
-    return await probe_kvm(qemu=Path(qemu), kernel=kernel if kernel.exists() else None, cache_directory=None)
+    probe = await probe_kvm(qemu=Path(qemu), kernel=kernel if kernel.exists() else None, cache_directory=None)
+    if not probe.usable:
+        return f"KVM cannot be used here: {probe.reason}"
+    vsock = kernel_vsock_available()
+    return None if vsock.ok else f"{vsock.found}; fix: {vsock.fix}"
 
 
 def _options() -> argparse.Namespace:
