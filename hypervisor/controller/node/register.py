@@ -107,9 +107,10 @@ class NodeObject:
         if not self._known.is_set():
             await self._register(status)
         plain = _without_heartbeats(status)
-        if plain == self._sent and time.monotonic() - self._sent_at < self._beats.report_s:
-            return
         try:
+            fresh = plain == self._sent and time.monotonic() - self._sent_at < self._beats.report_s
+            if fresh and await self._believed(plain):
+                return
             change = {"status": status}
             await self._client.patch(NODES, self._config.name, None, change, how="strategic", subresource="status")
         except ApiError as e:
@@ -117,6 +118,12 @@ class NodeObject:
                 self._known.clear()
             raise
         self._sent, self._sent_at = plain, time.monotonic()
+
+    async def _believed(self, status: Object) -> bool:
+        """Whether the API server has this node's conditions: they become Unknown while it is cut off."""
+        node = await self._client.get(NODES, self._config.name)
+        there = {c.get("type"): c.get("status") for c in (node.get("status") or {}).get("conditions") or ()}
+        return all(there.get(c["type"]) == c["status"] for c in status.get("conditions") or ())
 
     async def _register(self, status: Object) -> None:
         name, metadata = self._config.name, self._metadata()
