@@ -44,7 +44,7 @@ def make_disk(folder: Path) -> Path:
         (archive,) = (IMAGE / "cache").glob(f"{package}_*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, root], check=True)
     room = root / "usr/lib/podvisor"
-    for module in ("errors", "vmm/__init__", "vmm/cgroup"):
+    for module in ("errors", "vmm/__init__", "vmm/cgroup", "vmm/watch", "vmx/__init__", "vmx/process"):
         target = room / "hypervisor" / f"{module}.py"
         target.parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / "hypervisor" / f"{module}.py", target)
