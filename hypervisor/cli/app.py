@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("logs", "logs", "Print what a container wrote to its standard output and error."),
     "attach": ("attach", "attach", "Join the standard streams of a container's own process."),
     "cp": ("cp", "cp", "Copy files between a container and this machine."),
+    "port-forward": ("port_forward", "port_forward", "Make ports of a pod reachable on this machine, until Ctrl-C."),
     "stop": ("stop", "stop", "Stop pods; their logs stay until hv rm."),
     "rm": ("stop", "rm", "Remove pods and everything that belongs to them."),
     "console": ("console", "console", "Print the console of a pod's VM: kernel and agent messages."),

@@ -13,6 +13,7 @@ master names. Pods that ``hv run`` makes are plain v1 Pods, made by the master a
     DELETE /hv/v1/pods/NS/POD[?wait=1]              DELETE the same, then a watch until it has gone
     GET    /exec|attach/NS/POD/C                    GET    .../pods/POD/exec|attach?container=C (WebSocket)
     GET    /containerLogs/NS/POD/C                  GET    .../pods/POD/log?container=C
+    GET    /portForward/NS/POD                      GET    .../pods/POD/portforward (WebSocket)
 
 Imported only where there is a cluster: TLS costs 25 ms.
 """
@@ -84,6 +85,8 @@ def translated(parts: list[str], query: Pairs) -> str | None:
     if parts[0] in _SUBRESOURCES and len(parts) == 4:
         pairs = [(_STREAMS.get(key, key), value) for key, value in query]
         return pods_path(parts[1], parts[2], _SUBRESOURCES[parts[0]], [("container", parts[3]), *pairs])
+    if parts[0] == "portForward" and len(parts) == 3:
+        return pods_path(parts[1], parts[2], "portforward", query)
     if parts[:3] == ["hv", "v1", "pods"] and len(parts) in (3, 5):
         where, name = parts[3:] or ("", "")
         return pods_path(where, name, query=[(k, v) for k, v in query if k not in ("wait", "watch")])

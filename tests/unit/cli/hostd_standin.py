@@ -21,9 +21,13 @@ import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import WSMsgType, web
+from this_machine import ThisMachine
+
+from hypervisor.introspect.agent import AgentClient
+from hypervisor.introspect.portforward import websocket as portforward
 
 ROOT = Path(__file__).resolve().parents[3]
 HV = [sys.executable, "-m", "hypervisor.cli.main"]
@@ -141,6 +145,7 @@ class StandIn:
                 web.get("/containerLogs/{ns}/{pod}/{container}", self._logs),
                 web.get("/exec/{ns}/{pod}/{container}", self._exec),
                 web.get("/attach/{ns}/{pod}/{container}", self._attach),
+                web.get("/portForward/{ns}/{pod}", self._port_forward),
             ]
         )
         self._runner = web.AppRunner(app, max_line_size=4 << 20, shutdown_timeout=1)
@@ -428,6 +433,9 @@ class StandIn:
         await socket.close()
         up.cancel()
         return socket
+
+    async def _port_forward(self, request: web.Request) -> web.StreamResponse:
+        return await portforward.serve(request, cast("AgentClient", ThisMachine()))
 
     async def _attach_up(self, socket: web.WebSocketResponse, process: asyncio.subprocess.Process) -> None:
         async for message in socket:
