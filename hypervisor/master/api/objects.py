@@ -71,12 +71,15 @@ class Objects:
         fit(call, self.schema.type_of(kind.schema), obj)
         status = obj.get("status") if kind.resource.qualified in _STATUS_ON_CREATE else None
         strategy.prepare_create(kind, obj)
+        uid = str(obj["metadata"]["uid"])
         if status is not None:
             obj["status"] = status
         await self._admit("CREATE", call, obj, None)
         _refuse(kind, obj, strategy.check(kind, obj))
         self.managed.created(call, obj)
-        made = await self.registry.create(self.kept(kind), stored(kind, obj), call.namespace, dry_run=call.dry_run)
+        made = await self.registry.create(
+            self.kept(kind), stored(kind, obj), call.namespace, dry_run=call.dry_run, uid=uid
+        )
         return shown(kind, made)
 
     async def update(self, call: Call, obj: Object) -> tuple[Object, bool]:

@@ -7,6 +7,7 @@ everything but ``status``, with ``status`` nothing else.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ _METADATA_WITH_STATUS = frozenset({"Node", "Pod"})
 
 
 def prepare_create(kind: Kind, obj: Object) -> None:
-    """A new object as its kind begins, with its defaults; in place. What a client may not set is gone."""
+    """A new object as its kind begins, with its defaults and uid; in place. What a client may not set is gone."""
+    obj.setdefault("metadata", {})["uid"] = str(uuid.uuid4())  # before defaults: a Job's labels hold it
     if kind.has_status:
         obj.pop("status", None)
     kind.prepare_create(obj)

@@ -73,9 +73,7 @@ def new_job(obj: Object) -> None:
     made = spec.get("template")
     if spec.get("manualSelector") or not isinstance(made, dict):
         return
-    uid = metadata.get("uid") or str(
-        uuid.uuid4()
-    )  # its own, when it has one already; what counts is that no other has it
+    uid = metadata.get("uid") or str(uuid.uuid4())
     labels = made.setdefault("metadata", {}).setdefault("labels", {})
     labels |= dict.fromkeys(JOB_UID_LABELS, uid) | dict.fromkeys(JOB_NAME_LABELS, metadata.get("name", ""))
     selector = spec.setdefault("selector", {}).setdefault("matchLabels", {})

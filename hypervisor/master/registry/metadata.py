@@ -21,8 +21,10 @@ LONGEST_BASE = 63 - SUFFIX_LENGTH
 FROZEN = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")
 
 
-def new_object(kind: Kind, obj: Mapping[str, Any], namespace: str) -> Object:
+def new_object(kind: Kind, obj: Mapping[str, Any], namespace: str, uid: str = "") -> Object:
     """The object as it is created: a copy with uid, creationTimestamp and generation; `generateName` is left to do.
+
+    :param uid: the server's choice, where defaults hold it already; empty: another one is made
 
     :raises ApiError: BadRequest: another namespace, or one too many; Invalid: no name
     """
@@ -30,7 +32,7 @@ def new_object(kind: Kind, obj: Mapping[str, Any], namespace: str) -> Object:
     _place(kind, metadata, namespace)
     for key in ("resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"):
         metadata.pop(key, None)
-    metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
+    metadata |= {"uid": uid or str(uuid.uuid4()), "creationTimestamp": now()}
     if not metadata.get("name") and not metadata.get("generateName"):
         raise invalid(kind.resource.group, kind.resource.kind, "", [_required("metadata.name")])
     if kind.generation and "spec" in obj:

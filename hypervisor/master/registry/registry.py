@@ -165,12 +165,15 @@ class Registry:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
-    async def create(self, kind: Kind, obj: Mapping[str, Any], namespace: str = "", *, dry_run: bool = False) -> Object:
+    async def create(
+        self, kind: Kind, obj: Mapping[str, Any], namespace: str = "", *, dry_run: bool = False, uid: str = ""
+    ) -> Object:
         """Stores a new object; gives it with uid, creationTimestamp, generation and resourceVersion (unless `dry_run`).
 
+        :param uid: see `metadata.new_object`; what `obj` says itself does not count
         :raises ApiError: AlreadyExists, Invalid, BadRequest
         """
-        new = metadata.new_object(kind, obj, namespace)
+        new = metadata.new_object(kind, obj, namespace, uid)
         for tries_left in reversed(range(NAME_TRIES if not new["metadata"].get("name") else 1)):
             candidate = new if new["metadata"].get("name") else metadata.named(new)
             try:

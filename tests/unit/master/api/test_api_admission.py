@@ -136,3 +136,17 @@ async def test_an_eviction_spends_the_budget(api: Api) -> None:
     assert (await api.get(f"{api.pods}/{name}")).json["metadata"]["deletionTimestamp"]
     budget = (await api.get(f"{POLICY}/default/poddisruptionbudgets/{name}")).json
     assert (budget["status"]["disruptionsAllowed"], list(budget["status"]["disruptedPods"])) == (0, [name])
+
+
+async def test_the_labels_of_a_job_hold_its_uid_and_no_client_chooses_it(api: Api) -> None:
+    body = pod("j") | {"metadata": {"name": "j", "uid": "mine"}}
+    template = {"spec": body["spec"] | {"restartPolicy": "Never"}}
+    body["spec"] = {"template": template}
+    answer = await api.send("POST", f"/apis/batch/v1/namespaces/{api.namespace}/jobs", body)
+    assert answer.status == 201, answer.body
+    job = answer.json
+    uid = job["metadata"]["uid"]
+    assert uid != "mine"
+    assert job["spec"]["selector"]["matchLabels"] == {"batch.kubernetes.io/controller-uid": uid}
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert {labels["controller-uid"], labels["batch.kubernetes.io/controller-uid"]} == {uid}
