@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import termios
 import time
@@ -103,6 +105,32 @@ def test_ctrl_c_stops_and_removes(host: Host) -> None:
         assert process.stdout.read() == b"bye\n"
         assert process.wait(60) == 9
     assert name not in names(host)
+
+
+def test_port_forward(host: Host, pod: str) -> None:
+    """A server on 127.0.0.1 in the pod answers a client that has half-closed; a port without one is told."""
+    script = "mkdir /tmp/www; echo served > /tmp/www/index.html; httpd -p 127.0.0.1:7777 -h /tmp/www"
+    host.hv("exec", pod, "--", "sh", "-c", script)
+    command = [HV, "port-forward", pod, ":7777", ":9"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, env=host.environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        ports = [int(process.stdout.readline().split()[2].rpartition(b":")[2]) for _ in range(2)]
+        assert b"served" in ask(ports[0], b"GET / HTTP/1.0\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert ask(ports[1], b"x") == b""
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        assert b"error forwarding port 9 to pod: port 9 in the pod: Connection refused" in told
+        assert process.wait(20) == 130
+
+
+def ask(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), 20) as sock:
+        with contextlib.suppress(OSError):  # refused: it may be told before all is sent
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 def test_detached_life(host: Host, tmp_path: Path) -> None:
