@@ -107,10 +107,20 @@ static int64_t fill_some(int uffd, uint64_t address, uint64_t length, const char
     return errno == EEXIST ? 0 : -errno;
 }
 
+/* A removed page stays one, whatever is filled in: the hole may be punched after the filling (its event is read before), and then
+ * the page is zeroes again, never the source's data. */
+static void set_state(struct pv_fault *server, uint64_t page, uint8_t state)
+{
+    uint8_t now = atomic_load_explicit(&server->state[page], memory_order_relaxed);
+
+    while (now != REMOVED && !atomic_compare_exchange_weak(&server->state[page], &now, state))
+        ;
+}
+
 static void note_filled(struct pv_fault *server, const struct run *run, uint64_t from, uint64_t pages, uint8_t state)
 {
     for (uint64_t i = 0; i < pages; i++)
-        atomic_store_explicit(&server->state[run->page + from + i], state, memory_order_relaxed);
+        set_state(server, run->page + from + i, state);
     pv_fault_count(run->source ? &server->pages_copied : &server->pages_zeroed, pages);
 }
 
@@ -190,7 +200,7 @@ int pv_fault_fill(struct pv_fault *server, const struct range *range, const stru
             return pv_fault_give_up(server, "filling guest page 0x%llx: %s", (unsigned long long)(run->page + done),
                            strerror((int)-bytes));
         if (bytes == 0) {
-            atomic_store_explicit(&server->state[run->page + done], PRESENT, memory_order_relaxed);
+            set_state(server, run->page + done, PRESENT);
             pv_fault_count(&server->already_there, 1);
             bytes = PV_PAGE_SIZE;
         } else {
