@@ -30,6 +30,7 @@ from hypervisor.cli.cluster_state import (
     loopback_addresses,
 )
 from hypervisor.cli.kubeapi import KubeApi
+from hypervisor.cli.starter import last_line
 from hypervisor.errors import Conflict, HvError, InvalidInput, Timeout, Unavailable
 from hypervisor.kube import kubeconfig
 from hypervisor.kube.meta import parse_time
@@ -267,7 +268,7 @@ class _Starter:
         """:raises Unavailable: it has ended"""
         child = self._children.get(component)
         if child is not None and child.poll() is not None:
-            words = _last_line(self._paths.log(component), self._logged[component])
+            words = last_line(self._paths.log(component), self._logged[component])
             raise Unavailable(f"{component} ended at once: {words}; its log is {self._paths.log(component)}")
 
 
@@ -311,13 +312,3 @@ def _end_unmanaged(state: Path) -> None:
     if connection is not None:
         with connection:
             stop_host(connection, pods=False)
-
-
-def _last_line(log: Path, start: int) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(start)
-            lines = file.read(1 << 20).decode("utf-8", "replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1][:500].removeprefix("hv: ") if lines else "it said nothing"

@@ -85,7 +85,7 @@ def _wait_listening(
         process.terminate()
         raise Unavailable(f"hostd did not listen within {START_TIMEOUT:g} s; its log is {log}")
     raise Unavailable(
-        f"hostd ended at once (exit code {process.returncode}): {_last_line(log, start)}; its log is {log}"
+        f"hostd ended at once (exit code {process.returncode}): {last_line(log, start)}; its log is {log}"
     )
 
 
@@ -114,7 +114,8 @@ def _held(state: str) -> bool:
     return False
 
 
-def _last_line(log: Path, start: int) -> str:
+def last_line(log: Path, start: int) -> str:
+    """What a daemon said last, in the log that it has written from `start` on."""
     try:
         with log.open("rb") as file:
             file.seek(start)

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.util
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from hypervisor.errors import HostUnfit, InvalidInput
+from hypervisor.errors import InvalidInput
+from hypervisor.kube.published import newest
 
 Schema = Mapping[str, Any]
 
 POD = "io.k8s.api.core.v1.Pod"
-_VERSION = re.compile(r"v([0-9]+)\.([0-9]+)\.([0-9]+)-local-strict")
 # Far more than any pod needs; YAML aliases could otherwise turn a kilobyte into billions of nodes.
 MAX_NODES = 200_000
 MAX_DEPTH = 64
@@ -33,7 +31,7 @@ def pod_definitions() -> Mapping[str, Schema]:
 
     :raises HostUnfit: the distribution with the schema is not installed
     """
-    definitions = json.loads((_newest_directory() / "_definitions.json").read_bytes())["$defs"]
+    definitions = json.loads((newest(strict=True)[1] / "_definitions.json").read_bytes())["$defs"]
     wanted: dict[str, Schema] = {}
     todo = [POD]
     while todo:
@@ -42,20 +40,6 @@ def pod_definitions() -> Mapping[str, Schema]:
             wanted[name] = definitions[name]
             todo.extend(_references(definitions[name]))
     return wanted
-
-
-def _newest_directory() -> Path:
-    spec = importlib.util.find_spec("kubernetes_validate")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    found = [
-        (tuple(map(int, match.groups())), path)
-        for place in places
-        for path in (Path(place) / "kubernetes-json-schema").iterdir()
-        if (match := _VERSION.fullmatch(path.name))
-    ]
-    if not found:
-        raise HostUnfit("the published Kubernetes schema is not installed; pip install kubernetes-validate")
-    return max(found)[1]
 
 
 def _references(schema: object) -> Iterator[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import orjson
 
+from hypervisor.kube.published import newest
 from hypervisor.master.api import usage
 from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.kinds.table import Kinds
-from hypervisor.master.schema.load import newest
 from hypervisor.version import __version__
 
 Document = dict[str, Any]

@@ -7,17 +7,13 @@ Of its 860 definitions only those that somebody asks for become nodes; the prose
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from hypervisor.errors import HostUnfit
+from hypervisor.kube.published import newest
 from hypervisor.master.schema.types import AnyValue, ListOf, MapOf, Scalar, Struct, Type
 
-_VERSION = re.compile(r"v([0-9]+)\.([0-9]+)\.([0-9]+)-local")
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 _SPECIAL: dict[str, Type] = {
     "io.k8s.apimachinery.pkg.api.resource.Quantity": Scalar("quantity"),
@@ -29,25 +25,6 @@ _SPECIAL: dict[str, Type] = {
 }
 # References that merge field by field though their definition is atomic: the schema says so beside the reference.
 _GRANULAR = "granular"
-
-
-def newest() -> tuple[str, Path]:
-    """The release (``1.37``) and the directory of its schema.
-
-    :raises HostUnfit: the distribution with the schema is not installed
-    """
-    spec = importlib.util.find_spec("kubernetes_validate")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    found = [
-        (tuple(map(int, match.groups())), path)
-        for place in places
-        for path in (Path(place) / "kubernetes-json-schema").iterdir()
-        if (match := _VERSION.fullmatch(path.name))
-    ]
-    if not found:
-        raise HostUnfit("the published Kubernetes schema is not installed; pip install kubernetes-validate")
-    version, path = max(found)
-    return f"{version[0]}.{version[1]}", path
 
 
 def definitions() -> dict[str, dict[str, Any]]:

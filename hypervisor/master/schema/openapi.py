@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hypervisor.kube.published import newest
 from hypervisor.master.kinds.kind import Kind
-from hypervisor.master.schema.load import META, definitions, newest, referred
+from hypervisor.master.schema.load import META, definitions, referred
 
 Json = dict[str, Any]
 _GVK = "x-kubernetes-group-version-kind"
