@@ -39,7 +39,7 @@
 #include <stdint.h>
 
 #include "iov.h"
-#include "list.h"
+#include "common/list.h"
 #include "sendbuf.h"
 #include "vhost_user.h"
 #include "vsock.h"
