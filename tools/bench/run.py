@@ -11,7 +11,7 @@ import importlib
 import report
 
 SECTIONS = {
-    "startup": 15,
+    "startup": 50,
     "guest_speed": 5,
     "streams": 5,
     "introspect": 3,
