@@ -60,8 +60,12 @@ cluster-down: ## stop the cluster and its pods, and the host of its own that hv 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
 PYTEST := $(BIN)/python -m pytest
+# xunit1 is the form that has properties: what a test needs, and times that it took
+RESULTS := build/results
+JUNIT = -o junit_family=xunit1 --junit-xml=$(RESULTS)/$@.xml
 
-test: lint types c-test unit integration ## everything that CI runs
+test: lint types c-test unit integration test-kvm ## everything that CI runs; no test may have been skipped everywhere
+	PYTHONPATH=tools $(BIN)/python -m lane.everywhere $(RESULTS)/unit.xml $(RESULTS)/integration.xml build/kvm-lane/results/junit.xml
 
 lint: $(STAMPS)/venv-test ## ruff over Python, clang over C
 	$(BIN)/ruff check .
@@ -75,10 +79,10 @@ c-test: $(STAMPS)/packages-test ## C tests under ASAN, UBSAN and TSAN, clang's w
 	$(MAKE) --no-print-directory -C csrc fuzz FUZZ_SECONDS=5
 
 unit: $(STAMPS)/venv-test $(STAMPS)/packages-test native ## tests that boot no guest
-	$(PYTEST) tests/unit
+	$(PYTEST) $(JUNIT) tests/unit
 
 integration: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests that boot real guests
-	$(PYTEST) tests/integration
+	$(PYTEST) $(JUNIT) tests/integration
 
 test-kvm: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests under KVM with the kernel's vhost-vsock; without them, in a guest that has both
 	tools/kvm-lane $(LANE_FLAGS)

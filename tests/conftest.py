@@ -55,7 +55,15 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
+#: marks that some machines lack by nature: each test with one must have run somewhere (tools/lane/everywhere.py)
+SCARCE = ("kvm", "vhost_vsock", "tcg", "net_admin", "uffd")
+
+
+@pytest.hookimpl(trylast=True)  # what -m and -k have left
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if needs := [mark for mark in SCARCE if item.get_closest_marker(mark)]:
+            item.user_properties.append(("needs", " ".join(needs)))
     for mark, (is_met, why) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
         if not marked or is_met():

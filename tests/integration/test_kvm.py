@@ -26,7 +26,7 @@ from hypervisor.vmm.guest import GuestImage
 from hypervisor.vsock.address import KernelVsock
 from hypervisor.vsock.connect import connect_blocking
 
-pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.kvm, pytest.mark.vhost_vsock]
+pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.kvm, pytest.mark.vhost_vsock, pytest.mark.uffd]
 
 KINDS = ("cold", "clone")
 PATIENCE = 20.0

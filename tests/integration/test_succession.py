@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import Host, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.qemu]
+pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.uffd]
 
 #: writes files that the guest keeps in fresh pages of its memory, and checks each; a wrong one is told
 STORM = (

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import Host, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.qemu]
+pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.uffd]
 
 TELL = (
     "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | sha256sum; hostname; "
@@ -23,12 +23,12 @@ TELL = (
 
 @pytest.fixture(scope="module", autouse=True)
 def template(host: Host) -> Path:
-    """What pods of the default size start from, made before the tests; they are skipped where guest RAM cannot be
-    served lazily. Other sizes may have templates too: the host is shared with other modules.
+    """What pods of the default size start from, made before the tests.
+
+    Other sizes may have templates too: the host is shared with other modules.
     """
     with running(host, "which-template", "sleep", "1000") as folder:
-        if plan(folder)["origin"] != "clone":
-            pytest.skip("pods start cold on this host")
+        assert plan(folder)["origin"] == "clone"
         return Path(plan(folder)["clone"]["template"])
 
 

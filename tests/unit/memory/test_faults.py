@@ -18,7 +18,7 @@ from hypervisor.memory.space import AddressSpace
 
 PAGES = 256
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.uffd]
 
 
 @pytest.fixture

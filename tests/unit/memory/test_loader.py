@@ -23,7 +23,7 @@ from hypervisor.memory.space import AddressSpace
 PAGES = 64
 SIZE = PAGES * PAGE
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.uffd]
 
 
 #: a process that has pages, each full of its number; no thread: who touches a page in Python holds the GIL meanwhile
