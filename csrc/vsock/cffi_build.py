@@ -20,7 +20,7 @@ def declarations() -> str:
 
 def sources() -> list[str]:
     """Relative to the root, as setuptools wants them; sorted, so that the build is the same every time."""
-    return sorted(str(path.relative_to(ROOT)) for path in HERE.glob("*.c"))
+    return sorted(str(path.relative_to(ROOT)) for path in [*HERE.glob("*.c"), *HERE.parent.glob("vhost/*.c")])
 
 
 ffibuilder = FFI()
@@ -31,7 +31,10 @@ ffibuilder.set_source(
     '#include "vsock/vsock.h"',
     sources=sources(),
     include_dirs=["csrc"],
-    depends=sorted(str(path.relative_to(ROOT)) for path in [*HERE.glob("*.h"), *HERE.parent.glob("common/*.h")]),
+    depends=sorted(
+        str(path.relative_to(ROOT))
+        for path in [*HERE.glob("*.h"), *HERE.parent.glob("common/*.h"), *HERE.parent.glob("vhost/*.h")]
+    ),
     extra_compile_args=["-O2", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-fstack-protector-strong"],
     py_limited_api=False,
 )

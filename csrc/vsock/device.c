@@ -4,7 +4,9 @@
  * it; free the connections that ended. Nothing waits but epoll_wait, and it waits without end when nothing is to be
  * done or to time out.
  */
+#include <endian.h>
 #include <errno.h>
+#include <linux/virtio_config.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -53,12 +55,7 @@ void pv_ring_broken(struct pv_vsock *v, unsigned ring)
 
 void pv_ring_publish(struct pv_vsock *v, unsigned ring)
 {
-    uint64_t one = 1;
-    struct pv_fe_ring *r = &v->fe.rings[ring];
-
-    if (!pv_vq_publish(&r->vq) || r->call_fd < 0)
-        return;
-    if (write(r->call_fd, &one, sizeof(one)) == sizeof(one))
+    if (pv_fe_publish(&v->fe, ring))
         pv_count(&v->stats.interrupts, 1);
 }
 
@@ -111,7 +108,27 @@ static void on_device_reset(void *opaque)
     pv_conn_kill_all(v, true);
 }
 
-static const struct pv_fe_ops FE_OPS = {
+static int on_get_config(void *opaque, uint32_t offset, uint8_t *data, uint32_t size)
+{
+    const struct pv_vsock *v = opaque;
+    uint64_t cid = htole64(v->config.guest_cid);
+
+    if (offset > sizeof(cid) || size > sizeof(cid) - offset)
+        return -1;
+    memcpy(data, (const uint8_t *)&cid + offset, size);
+    return 0;
+}
+
+#define RING_FEATURES ((1ULL << VIRTIO_RING_F_INDIRECT_DESC) | (1ULL << VIRTIO_RING_F_EVENT_IDX))
+
+/* The event ring carries no connection: its position says nothing about them. */
+static const struct pv_fe_type FE_TYPE = {
+    .features = (1ULL << VIRTIO_F_VERSION_1) | RING_FEATURES,
+    .protocol_features = PV_PROTOCOL_MQ | PV_PROTOCOL_REPLY_ACK | PV_PROTOCOL_CONFIG,
+    .rings = PV_RINGS,
+    .queue_max = PV_QUEUE_MAX,
+    .stateless_rings = 1U << PV_EVENT,
+    .get_config = on_get_config,
     .ring_started = on_ring_started,
     .ring_stopped = on_ring_stopped,
     .device_reset = on_device_reset,
@@ -154,7 +171,7 @@ static int adopt_frontend(struct pv_vsock *v, int fd, int *err)
 {
     if (pv_watch(v, fd, EPOLLIN | EPOLLRDHUP, &v->frontend_source, err) < 0)
         return -1;
-    pv_fe_open(&v->fe, fd, v->config.guest_cid, &FE_OPS, v);
+    pv_fe_open(&v->fe, fd, &FE_TYPE, v);
     v->fe.mem.hook = (struct pv_map_hook){v->config.map_hook, v->config.map_context};
     v->has_frontend = true;
     pv_gauge(&v->stats.frontend_connected, 1);

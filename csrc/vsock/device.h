@@ -38,11 +38,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "iov.h"
 #include "common/list.h"
 #include "sendbuf.h"
-#include "vhost_user.h"
+#include "vhost/iov.h"
+#include "vhost/vhost_user.h"
 #include "vsock.h"
+
+enum { PV_RX = 0, PV_TX = 1, PV_EVENT = 2, PV_RINGS = 3 }; /* named from the guest's point of view */
 
 #define PV_HOST_CID 2
 #define PV_BUCKETS 4096

@@ -1,8 +1,8 @@
-# The vhost-user-vsock back end. It is no program: setup.py builds it into hypervisor.vsock._vsock. Here: its tests.
+# The vhost-user-vsock back end, with the vhost-user core that it shares. It is no program: setup.py builds it into hypervisor.vsock._vsock. Here: its tests.
 # The same sources are built again for each kind of test, with other flags.
 
-VSOCK_SOURCES := $(wildcard vsock/*.c)
-VSOCK_HEADERS := $(wildcard vsock/*.h common/*.h $(TESTS_DIR)/vsock/*.h)
+VSOCK_SOURCES := $(wildcard vsock/*.c vhost/*.c)
+VSOCK_HEADERS := $(wildcard vsock/*.h vhost/*.h common/*.h $(TESTS_DIR)/vsock/*.h)
 VSOCK_TEST_SOURCES := $(wildcard $(TESTS_DIR)/vsock/test_*.c) $(TESTS_DIR)/vsock/frontend.c
 VSOCK_FUZZERS := $(patsubst $(TESTS_DIR)/vsock/fuzz_%.c,$(OUT)/fuzz-vsock-%,$(wildcard $(TESTS_DIR)/vsock/fuzz_*.c))
 VSOCK_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(TESTS_DIR)/vsock
@@ -14,9 +14,13 @@ $(OUT)/test-vsock-tsan: $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) $(VSOCK_HEADERS)
 	$(CC) $(VSOCK_FLAGS) -Wno-tsan $(SANITIZE) -fsanitize=thread $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) -o $@ -pthread
 
 # gcov wants one object a source: its notes and data lie beside the objects. Absolute names, so that gcovr finds the sources.
-GCOV_VSOCK := $(patsubst vsock/%.c,$(OUT)/gcov/vsock/%.o,$(VSOCK_SOURCES))
+GCOV_VSOCK := $(patsubst %.c,$(OUT)/gcov/%.o,$(VSOCK_SOURCES))
 
 $(OUT)/gcov/vsock/%.o: vsock/%.c $(VSOCK_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(VSOCK_FLAGS) -O0 -g --coverage -c $(abspath $<) -o $@
+
+$(OUT)/gcov/vhost/%.o: vhost/%.c $(VSOCK_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(VSOCK_FLAGS) -O0 -g --coverage -c $(abspath $<) -o $@
 

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "iov.h"
+#include "vhost/iov.h"
 
 #define FIRST_CAPACITY 4096
 

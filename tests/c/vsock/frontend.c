@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "harness.h"
-#include "vsock/memtable.h"
+#include "vhost/memtable.h"
 
 #define PATIENCE_MS 20000
 

@@ -9,7 +9,7 @@
 
 #include "frontend.h"
 #include "harness.h"
-#include "vsock/iov.h"
+#include "vhost/iov.h"
 #include "vsock/sendbuf.h"
 
 #define REQUEST VIRTIO_VSOCK_OP_REQUEST

@@ -10,7 +10,8 @@
 
 #include "frontend.h"
 #include "harness.h"
-#include "vsock/memtable.h"
+#include "vhost/memtable.h"
+#include "vhost/virtqueue.h"
 
 enum { GET_FEATURES = 1, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE, SET_LOG_BASE, SET_VRING_NUM = 8,
     SET_VRING_ADDR,
@@ -160,12 +161,12 @@ TEST(messages_that_make_no_sense_end_the_connection)
         {.fault = "vhost-user: bad ring base", .request = SET_VRING_BASE, .flags = 1, .size = 8},
         {.fault = "vhost-user: running ring moved outside of the memory table", .request = SET_VRING_ADDR, .flags = 1,
             .size = 40},
-        {.fault = "vhost-user: configuration space read out of range", .request = GET_CONFIG, .flags = 1,
+        {.fault = "vhost-user: configuration space message out of range", .request = GET_CONFIG, .flags = 1,
             .size = 12 + 8,
          .payload = {1, 0, 0, 0, 8}},
-        {.fault = "vhost-user: configuration space read out of range", .request = GET_CONFIG, .flags = 1, .size = 12,
+        {.fault = "vhost-user: configuration space message out of range", .request = GET_CONFIG, .flags = 1, .size = 12,
          .payload = {0, 0, 0, 0, 8}},
-        {.fault = "vhost-user: configuration space read out of range", .request = GET_CONFIG, .flags = 1, .size = 12,
+        {.fault = "vhost-user: configuration space message out of range", .request = GET_CONFIG, .flags = 1, .size = 12,
          .payload = {0xff, 0xff, 0xff, 0xff, 0}},
     };
 
@@ -466,9 +467,9 @@ TEST(chain_of_too_many_segments_breaks_the_ring)
     fe.tx_num = 256;
     fe_up(&fe);
     table = (void *)(fe.ram + FE_TX_BASE);
-    for (unsigned i = 0; i < 129; i++)
-        table[i] = (struct vring_desc){FE_TX_BASE, 1, i < 128 ? NEXT : 0, (uint16_t)(i + 1)};
-    fe.rings[FE_TX].desc[0] = (struct vring_desc){FE_TX_BASE, 129 * 16, INDIRECT, 0};
+    for (unsigned i = 0; i <= PV_CHAIN_MAX; i++)
+        table[i] = (struct vring_desc){FE_TX_BASE, 1, i < PV_CHAIN_MAX ? NEXT : 0, (uint16_t)(i + 1)};
+    fe.rings[FE_TX].desc[0] = (struct vring_desc){FE_TX_BASE, (PV_CHAIN_MAX + 1) * 16, INDIRECT, 0};
     fe_publish(&fe, FE_TX, 0);
     check_broken(&fe, FE_TX, "ring: chain of too many segments");
 }

@@ -1,6 +1,8 @@
 #include "virtqueue.h"
 
 #include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* All words shared with the guest are little-endian and naturally aligned; they are read and written whole. */
@@ -229,6 +231,106 @@ void pv_vq_take(struct pv_vq *vq, const struct pv_chain *chain, uint32_t written
     vq->last_avail++;
 }
 
+/* ---- chains that are held ---------------------------------------------------------------------------------------- */
+
+int pv_vq_hold(struct pv_vq *vq, struct pv_inflight_queue *inflight, int *err)
+{
+    int count;
+
+    pv_vq_release(vq);
+    vq->held = calloc(vq->num, sizeof(*vq->held));
+    vq->batch = calloc(vq->num, sizeof(*vq->batch));
+    vq->resume = calloc(vq->num, sizeof(*vq->resume));
+    if (!vq->held || !vq->batch || !vq->resume) {
+        pv_vq_release(vq);
+        *err = ENOMEM;
+        return -1;
+    }
+    if (!inflight)
+        return 0;
+    count = pv_inflight_recover(inflight, vq->num, vq->used_next, vq->resume);
+    if (count < 0) {
+        pv_vq_release(vq);
+        *err = EINVAL;
+        return -1;
+    }
+    vq->inflight = inflight;
+    vq->resume_count = (unsigned)count;
+    /* Every chain before last_avail is used or held; the front end may not know how many are held. */
+    vq->last_avail = (uint16_t)(vq->used_next + (unsigned)count);
+    return 0;
+}
+
+void pv_vq_release(struct pv_vq *vq)
+{
+    free(vq->held);
+    free(vq->batch);
+    free(vq->resume);
+    vq->held = NULL;
+    vq->batch = vq->resume = NULL;
+    vq->resume_next = vq->resume_count = 0;
+    vq->inflight = NULL;
+}
+
+bool pv_vq_has_more(const struct pv_vq *vq)
+{
+    return vq->resume_next < vq->resume_count || load16(&vq->avail->idx, __ATOMIC_ACQUIRE) != vq->last_avail;
+}
+
+/* Copies the chain that begins at `head` and marks it held. */
+static int hold_chain(struct pv_vq *vq, const struct pv_memtable *mem, uint16_t head, struct pv_chain *chain)
+{
+    struct walk w = {.mem = mem, .chain = chain};
+
+    chain->head = head;
+    chain->out_count = chain->in_count = 0;
+    chain->out_len = chain->in_len = 0;
+    if (head >= vq->num)
+        return broken(vq, "ring: descriptor index out of range");
+    if (vq->held[head])
+        return broken(vq, "ring: a chain that is in flight was made available again");
+    if (walk_chain(&w, vq, head) < 0)
+        return broken(vq, w.fault);
+    vq->held[head] = 1;
+    return 1;
+}
+
+int pv_vq_pop(struct pv_vq *vq, const struct pv_memtable *mem, struct pv_chain *chain)
+{
+    if (vq->resume_next < vq->resume_count)
+        return hold_chain(vq, mem, vq->resume[vq->resume_next++], chain);
+
+    uint16_t available = (uint16_t)(load16(&vq->avail->idx, __ATOMIC_ACQUIRE) - vq->last_avail);
+
+    if (available > vq->num)
+        return broken(vq, "ring: available index out of range");
+    if (available == 0)
+        return 0;
+    uint16_t head = load16(&vq->avail->ring[vq->last_avail % vq->num], __ATOMIC_RELAXED);
+
+    if (hold_chain(vq, mem, head, chain) < 0)
+        return -1;
+    if (vq->inflight)
+        pv_inflight_take(vq->inflight, head);
+    vq->last_avail++;
+    return 1;
+}
+
+void pv_vq_push(struct pv_vq *vq, uint16_t head, uint32_t written)
+{
+    struct vring_used_elem *elem = &vq->used->ring[vq->used_next % vq->num];
+
+    elem->id = htole32(head);
+    elem->len = htole32(written);
+    vq->batch[vq->used_next % vq->num] = head;
+    vq->held[head] = 0;
+    if (vq->inflight)
+        pv_inflight_put(vq->inflight, head);
+    vq->used_next++;
+}
+
+/* ---- notifications ----------------------------------------------------------------------------------------------- */
+
 bool pv_vq_publish(struct pv_vq *vq)
 {
     uint16_t old = vq->published;
@@ -237,6 +339,8 @@ bool pv_vq_publish(struct pv_vq *vq)
         return false;
     store16(&vq->used->idx, vq->used_next, __ATOMIC_RELEASE);
     vq->published = vq->used_next;
+    if (vq->inflight)
+        pv_inflight_done(vq->inflight, vq->batch, vq->num, old, vq->used_next);
     /* The index must be visible before the guest's wish is read, or both sides could go to sleep. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (vq->event_idx)
