@@ -55,7 +55,8 @@ struct pv_timer {
 
 struct pv_poller {
     bool (*poll)(struct pv_poller *poller);   /* does what there is to do; true: there was something */
-    /* The loop may sleep: ask for wake-ups; true: there is work already. The loop is awake: none are needed. Both may be NULL. */
+    /* The loop may sleep: ask for wake-ups; true: there is work already. The loop is awake: none are needed. Both may
+     * be NULL. */
     bool (*arm)(struct pv_poller *poller);
     void (*disarm)(struct pv_poller *poller);
     struct pv_link link;
@@ -74,6 +75,7 @@ struct pv_loop {
     unsigned batch_next, batch_count;
     struct epoll_event batch[PV_LOOP_BATCH];
     uint64_t turns, sleeps;
+    void *uring; /* the ring that all files of this loop share: iofilter/uring.h */
 };
 
 /* 0, or -1 with a positive errno in *err and nothing held. */

@@ -23,10 +23,15 @@ struct pv_data {
     bool read_only;
 };
 
-/* A file or a block device; io_uring, or a pool of threads where the kernel has none. `direct`: O_DIRECT. The
- * descriptor becomes the
- * data's own (also on failure it is closed). */
-struct pv_data *pv_data_file(int fd, bool read_only, bool direct, struct pv_fail *fail);
+/* A file or a block device; io_uring, or a pool of threads where the kernel has none. The descriptor becomes the
+ * data's own (also on
+ * failure it is closed). */
+enum {
+    PV_FILE_READ_ONLY = 1,
+    PV_FILE_DIRECT = 2, /* O_DIRECT */
+    PV_FILE_POOL = 4,   /* threads, even where io_uring works */
+};
+struct pv_data *pv_data_file(int fd, unsigned how, struct pv_fail *fail);
 /* An anonymous memory area: for tests and benches. */
 struct pv_data *pv_data_memory(uint64_t size, struct pv_fail *fail);
 

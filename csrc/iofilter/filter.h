@@ -57,7 +57,8 @@ struct pv_filter_class {
     void (*request)(struct pv_filter *filter, struct pv_io *io);
     /* A request that it passed on comes back: look at or change io->error, no more. NULL: not asked. */
     void (*completed)(struct pv_filter *filter, struct pv_io *io);
-    /* The instance wants to be quiet: let go of what you hold, end your own children. NULL: it holds nothing. */
+    /* The instance wants to be quiet: let go of what you hold, end your own children, and hold nothing until it is running again
+     * (pv_instance.state). NULL: it holds nothing. */
     void (*drain)(struct pv_filter *filter);
     /* While quiet: other settings (all of them, as for open). -1: *fail, and the old ones are in force. NULL: cannot. */
     int (*set)(struct pv_filter *filter, const struct pv_settings *settings, struct pv_fail *fail);
@@ -72,6 +73,8 @@ struct pv_filter {
     unsigned at;        /* its place in the chain */
     unsigned children;  /* requests of its own that are under way */
     uint64_t size;      /* of the disk as seen from upstream, bytes */
+    uint64_t below;     /* of what lies downstream, as the filter last heard */
+    unsigned handles;   /* programs that enter right below it: it cannot go while there are any */
     char name[64];      /* unique in its chain */
 };
 

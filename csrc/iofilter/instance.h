@@ -11,8 +11,13 @@
  * detach or a new setting neither loses nor reorders a request, and the pause is as long as the slowest request in
  * flight.
  *
+ * Two instances that redirect to one another's data are made quiet one after the other, never at once: a request that
+ * waits at the second
+ * is in flight in the first.
+ *
  * Invariants:
  *  - in_flight counts requests and children between submit and done; it is 0 in QUIET;
+ *  - a request that waits enters where it would have entered before the chain was changed;
  *  - filters[i]->at == i, and classes' orders do not decrease along the chain;
  *  - filters[i]->size <= the size of what lies downstream of it; size == filters[0]->size, or the data's.
  */
@@ -45,9 +50,9 @@ struct pv_instance {
     void (*quiet)(struct pv_instance *instance, void *context);
     void *quiet_context;
 
-    struct pv_link caches; /* free children */
-    unsigned cached;
-    struct pv_link targets; /* who redirects to it: struct pv_target */
+    struct pv_link spare; /* free children */
+    unsigned spares;
+    struct pv_link targets_in, targets_out; /* struct pv_target, under the lock of targets */
     void (*on_resize)(struct pv_instance *instance, void *context); /* the front end's */
     void *resize_context;
     struct pv_instance_stats stats; /* relaxed atomics: read by any thread */
@@ -62,6 +67,8 @@ int pv_instance_free(struct pv_instance *instance, struct pv_fail *fail);
 
 /* A filter made ready to be put into a chain, by a thread that may block. */
 struct pv_filter *pv_filter_open(struct pv_instance *instance, const char *class, const char *name,
+    const struct pv_settings *settings, struct pv_fail *fail);
+struct pv_filter *pv_filter_open_class(struct pv_instance *instance, const struct pv_filter_class *class, const char *name,
     const struct pv_settings *settings, struct pv_fail *fail);
 void pv_filter_close(struct pv_filter *filter);
 

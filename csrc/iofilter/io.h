@@ -86,7 +86,7 @@ struct pv_io {
     unsigned entry; /* the filter it came in at */
     uint32_t heard; /* one bit a filter: it passed the request on and wants to hear */
     uint32_t hops;  /* redirects so far */
-    uint64_t start_ns;
+    struct pv_filter *child_of; /* NULL: no child */
     struct pv_frame frames[PV_CHAIN_MAX]; /* frames[i] is filter i's, all zero when the request comes to it */
 
     struct pv_link link; /* for whoever holds the request: a filter that defers it, the data, a quiet instance */
