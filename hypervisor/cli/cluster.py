@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hypervisor.cli import output
+from hypervisor.cli import cluster_networks, output
 from hypervisor.cli.app import CONTEXT, Settings, pass_settings
 from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec
 from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound
@@ -43,6 +43,7 @@ def paths_of(settings: Settings) -> ClusterPaths:
     type=click.FloatRange(1),
     help="Without a sign of life for so long a host is taken for lost. Default: 40.",
 )
+@cluster_networks.options(None)
 @click.option("--timeout", metavar="SECONDS", type=float, default=120.0, show_default=True, help="How long to wait.")
 @pass_settings
 def up(
@@ -51,6 +52,9 @@ def up(
     store: str | None,
     port: int | None,
     node_grace: float | None,
+    services: str | None,
+    pods: str | None,
+    node_ports: str | None,
     timeout: float,
 ) -> None:
     """Start what does not run, and wait until every host is Ready.
@@ -61,7 +65,7 @@ def up(
     from hypervisor.cli.cluster_up import Wanted, bring_up
 
     paths = paths_of(settings)
-    spec = bring_up(paths, Wanted(hosts, store, port, node_grace), output.note, timeout)
+    spec = bring_up(paths, Wanted(hosts, store, port, node_grace, services, pods, node_ports), output.note, timeout)
     click.echo(f"The cluster runs: {spec.server}, {len(spec.hosts)} hosts. To use it:")
     click.echo(f"  export KUBECONFIG={paths.kubeconfig}")
     click.echo("  kubectl get nodes")

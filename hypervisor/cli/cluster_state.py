@@ -17,10 +17,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hypervisor.cli.cluster_networks import Networks
 from hypervisor.errors import Conflict, InvalidInput, NotFound, Unavailable
 from hypervisor.vmx.process import ProcessId
 
@@ -57,6 +58,7 @@ class ClusterSpec:
     store: str
     hosts: tuple[HostSpec, ...]
     node_grace_s: float = NODE_GRACE_S
+    networks: Networks = field(default_factory=Networks)
 
     @property
     def server(self) -> str:
@@ -71,6 +73,7 @@ class ClusterSpec:
             "port": self.port,
             "store": self.store,
             "nodeGraceSeconds": self.node_grace_s,
+            "networks": asdict(self.networks),
             "hosts": hosts,
         }
 
@@ -138,7 +141,8 @@ class ClusterPaths:
             data = json.loads(self.spec.read_text())
             hosts = tuple(HostSpec(str(h["name"]), str(h["address"]), int(h["port"])) for h in data["hosts"])
             grace = float(data.get("nodeGraceSeconds", NODE_GRACE_S))
-            return ClusterSpec(int(data["port"]), str(data["store"]), hosts, grace)
+            networks = Networks(**data.get("networks", {}))
+            return ClusterSpec(int(data["port"]), str(data["store"]), hosts, grace, networks)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

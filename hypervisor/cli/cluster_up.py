@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hypervisor.cli.cluster_networks import Networks
 from hypervisor.cli.cluster_state import (
     MASTER,
     NODE_GRACE_S,
@@ -54,6 +55,9 @@ class Wanted:
     store: str | None = None
     port: int | None = None
     node_grace_s: float | None = None
+    services: str | None = None
+    pods: str | None = None
+    node_ports: str | None = None
 
 
 def bring_up(paths: ClusterPaths, wanted: Wanted, tell: Tell, timeout: float = READY_TIMEOUT) -> ClusterSpec:
@@ -87,7 +91,8 @@ def planned(paths: ClusterPaths, wanted: Wanted) -> ClusterSpec:
     if old is None:
         store = wanted.store or "sqlite"
         grace = wanted.node_grace_s or NODE_GRACE_S
-        return ClusterSpec(wanted.port or _free_port(), store, placed(hosts_of(count), set()), grace)
+        hosts = placed(hosts_of(count), set())
+        return ClusterSpec(wanted.port or _free_port(), store, hosts, grace, _networks(wanted, Networks()))
     if wanted.store not in (None, old.store):
         raise InvalidInput(f"the cluster keeps its objects in {old.store}; for another store make it anew: "
                            "hv cluster down --delete", where="--store")  # fmt: skip
@@ -99,9 +104,23 @@ def planned(paths: ClusterPaths, wanted: Wanted) -> ClusterSpec:
     elif wanted.node_grace_s not in (None, old.node_grace_s):
         raise InvalidInput("the master runs with another; run hv cluster down first", where="--node-grace-seconds")
     grace = wanted.node_grace_s or old.node_grace_s
+    networks = _networks(wanted, old.networks)
+    if networks != old.networks:
+        raise InvalidInput(
+            "the cluster has other ranges; make it anew: hv cluster down --delete", where="--service-cidr"
+        )
     hosts = _grown(old.hosts, count, wanted.hosts is not None)
     running = {host.name for host in hosts if paths.process(host.name) is not None}
-    return ClusterSpec(port, old.store, placed(hosts, running), grace)
+    return ClusterSpec(port, old.store, placed(hosts, running), grace, networks)
+
+
+def _networks(wanted: Wanted, usual: Networks) -> Networks:
+    """:raises InvalidInput: a range that will not do"""
+    from hypervisor.master.network.ranges import Ranges
+
+    made = Networks(wanted.services or usual.services, wanted.pods or usual.pods, wanted.node_ports or usual.node_ports)
+    Ranges.parse(made.services, made.pods, made.node_ports)
+    return made
 
 
 def placed(hosts: Sequence[HostSpec], running: Collection[str]) -> tuple[HostSpec, ...]:
@@ -213,6 +232,7 @@ class _Starter:
         return [
             *("master", "--state-dir", str(self._paths.master), "--port", str(spec.port), "--store", spec.store),
             *("--node-grace-seconds", f"{spec.node_grace_s:g}"),
+            *spec.networks.arguments(),
         ]
 
     def _host_arguments(self, host: HostSpec) -> list[str]:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from hypervisor.cli import cluster_networks
+from hypervisor.cli.cluster_networks import Networks
+
 
 @click.command("master")
 @click.option("--state-dir", "state", metavar="DIR", required=True, help="Where the store and the keys are.")
@@ -28,12 +31,25 @@ import click
     help="Without a sign of life for so long, a node is taken for lost.",
 )
 @click.option("--name", "names", metavar="NAME", multiple=True, help="Another name or address of this server. Repeat.")
-def master(state: str, address: str, port: int, store: str, node_grace: float, names: tuple[str, ...]) -> int:
+@cluster_networks.options(Networks())
+def master(
+    state: str,
+    address: str,
+    port: int,
+    store: str,
+    node_grace: float,
+    names: tuple[str, ...],
+    services: str,
+    pods: str,
+    node_ports: str,
+) -> int:
     """Run a cluster's master in the foreground: API server, scheduler, controllers.
 
     SIGTERM ends it; no pod stops for that. The state folder holds the store (unless --store names etcd), the cluster's
     certificate authority and admin.kubeconfig; nobody but its owner can read it.
     """
     from hypervisor.master.daemon import MasterConfig, main
+    from hypervisor.master.network.ranges import Ranges
 
-    return main(MasterConfig(Path(state), address, port, store, names, node_grace_s=node_grace))
+    ranges = Ranges.parse(services, pods, node_ports)
+    return main(MasterConfig(Path(state), address, port, store, names, node_grace_s=node_grace, ranges=ranges))

@@ -17,10 +17,11 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -33,6 +34,7 @@ from hypervisor.kube.errors import ApiError
 from hypervisor.kube.resources import NAMESPACES
 from hypervisor.master.admission.chain import plugins
 from hypervisor.master.admission.plugin import Chain
+from hypervisor.master.admission.service_addresses import ServiceAddresses
 from hypervisor.master.api.audit import Audit
 from hypervisor.master.api.fit import BODY_LIMIT
 from hypervisor.master.api.inside import Inside, routes_of
@@ -50,6 +52,9 @@ from hypervisor.master.auth.stack import Auth, open_auth
 from hypervisor.master.controllers.nodelifecycle import GRACE_S
 from hypervisor.master.controllers.run import run_control_loops
 from hypervisor.master.kinds.table import KINDS
+from hypervisor.master.network import own_service
+from hypervisor.master.network.pools import Pools
+from hypervisor.master.network.ranges import Ranges, first_address
 from hypervisor.master.registry.registry import Registry
 from hypervisor.master.schema.load import Schema
 from hypervisor.master.store.base import Store
@@ -74,6 +79,7 @@ class MasterConfig:
     :ivar names: other host names and addresses by which clients call this server
     :ivar controllers: False: objects are kept and nothing acts on them
     :ivar node_grace_s: without a sign of life for so long a node is taken for lost
+    :ivar ranges: of the addresses of Services, of node ports and of nodes' pods
     """
 
     state: Path
@@ -83,6 +89,7 @@ class MasterConfig:
     names: tuple[str, ...] = ()
     controllers: bool = True
     node_grace_s: float = GRACE_S
+    ranges: Ranges = field(default_factory=Ranges.parse)
 
     @property
     def pki(self) -> Path:
@@ -148,23 +155,28 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
         kept = [k for k in KINDS if k.stored and k.kept_as is None]
         registry = await Registry.open(store, kept)
         stack.push_async_callback(registry.close)
-        inside, auth = await asyncio.to_thread(_make_inside, config, registry)
+        bound = stack.enter_context(_bound(config))
+        port = int(bound.getsockname()[1])
+        inside, auth = await asyncio.to_thread(_make_inside, config, registry, port)
         inside.audit.start()
         stack.push_async_callback(inside.audit.close)
         stack.push_async_callback(inside.kubelets.close)
         client = LocalClient(inside)
         await _prepare(client)
+        await own_service.ensure(client, config.ranges, config.address, port)
         _settle_memory()
-        port = await stack.enter_async_context(_listening(config, inside, auth))
+        await stack.enter_async_context(_listening(config, inside, auth, bound))
         await asyncio.to_thread(_write_kubeconfig, config, auth, port)
         if config.controllers:
-            await stack.enter_async_context(_control_loops(client, auth, registry, config.node_grace_s))
+            await stack.enter_async_context(_control_loops(client, auth, registry, config))
         log.info("master serves", version=__version__, pid=os.getpid(), address=config.address, port=port)
         yield Master(config, inside, auth, client, port)
 
 
 @asynccontextmanager
-async def _control_loops(client: ApiClient, auth: Auth, registry: Registry, node_grace_s: float) -> AsyncIterator[None]:
+async def _control_loops(
+    client: ApiClient, auth: Auth, registry: Registry, config: MasterConfig
+) -> AsyncIterator[None]:
     """Scheduler and controllers, until the context is left."""
     view = RegistryView(KINDS, registry)
     certificates = CertificateController(client, auth.ca, auth.authorizer, view)
@@ -172,7 +184,8 @@ async def _control_loops(client: ApiClient, auth: Auth, registry: Registry, node
         client,
         ca_pem=auth.ca.pem.decode(),
         collected=[k.resource for k in KINDS if k.stored and k.kept_as is None],
-        node_grace_s=node_grace_s,
+        node_grace_s=config.node_grace_s,
+        pod_networks=config.ranges.pods,
         more=(certificates,),
     )
     task = asyncio.create_task(loops, name="control loops")
@@ -204,12 +217,13 @@ async def _open_store(config: MasterConfig) -> Store:
     raise InvalidInput('write "sqlite" or "etcd:HOST:PORT[,HOST:PORT...]"', where="store")
 
 
-def _make_inside(config: MasterConfig, registry: Registry) -> tuple[Inside, Auth]:
+def _make_inside(config: MasterConfig, registry: Registry, port: int) -> tuple[Inside, Auth]:
     view = RegistryView(KINDS, registry)
     auth = open_auth(config.pki, view)
     schema = Schema.load()
     schema.preload(*(kind.schema for kind in KINDS))
-    admission = Chain((*plugins(view), *auth.plugins))
+    addresses = ServiceAddresses(config.ranges, Pools(view, lambda: registry.revision))
+    admission = Chain((*plugins(view), addresses, *auth.plugins))
     objects = Objects(KINDS, registry, schema, admission, Managed(schema))
     metrics = Metrics()
     metrics.gauge("apiserver_store_revision", "Newest revision in memory.", lambda: registry.revision)
@@ -223,7 +237,7 @@ def _make_inside(config: MasterConfig, registry: Registry) -> tuple[Inside, Auth
         Audit(config.state / "audit.log"),
         metrics,
         routes_of(KINDS),
-        f"https://{config.address}:{config.port}",
+        f"https://{_reachable(config.address)}:{port}",
     )
     return inside, auth
 
@@ -263,8 +277,21 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
+@contextmanager
+def _bound(config: MasterConfig) -> Iterator[socket.socket]:
+    """The socket that clients will connect to; nobody is answered yet, and the port is known."""
+    family = socket.AF_INET6 if ":" in config.address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind((config.address, config.port))
+        except OSError as e:
+            raise Unavailable(f"cannot listen on {config.address} port {config.port}: {e.strerror}") from e
+        yield made
+
+
 @asynccontextmanager
-async def _listening(config: MasterConfig, inside: Inside, auth: Auth) -> AsyncIterator[int]:
+async def _listening(config: MasterConfig, inside: Inside, auth: Auth, bound: socket.socket) -> AsyncIterator[None]:
     tls = await asyncio.to_thread(_server_tls, config, auth)
     server = web.Server(
         Server(inside),
@@ -278,18 +305,15 @@ async def _listening(config: MasterConfig, inside: Inside, auth: Auth) -> AsyncI
     runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=DRAIN_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.address, config.port, ssl_context=tls, backlog=1024)
-        try:
-            await site.start()
-        except OSError as e:
-            raise Unavailable(f"cannot listen on {config.address} port {config.port}: {e.strerror}") from e
-        yield int(runner.addresses[0][1])
+        await web.SockSite(runner, bound, ssl_context=tls, backlog=1024).start()
+        yield
     finally:
         await runner.cleanup()
 
 
 def _server_tls(config: MasterConfig, auth: Auth) -> ssl.SSLContext:
-    pair = parties.api_server(auth.ca, (config.address, *config.names))
+    services = [first_address(network) for network in config.ranges.services]
+    pair = parties.api_server(auth.ca, (config.address, *config.names, *services))
     return server_context(pair, auth.ca.certificate_file)
 
 

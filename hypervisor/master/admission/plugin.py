@@ -5,8 +5,8 @@ Source: Kubernetes, "Admission Control in Kubernetes".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from hypervisor.master.auth.user import User
@@ -14,6 +14,7 @@ from hypervisor.master.kinds.kind import Kind
 
 Object = dict[str, Any]
 Operation = Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
+Outcome = Literal["refused", "unknown"] | int
 
 
 @dataclass(slots=True)
@@ -23,6 +24,8 @@ class AdmissionRequest:
     :ivar object: what is to be stored; plug-ins change it in place. Empty for DELETE and CONNECT
     :ivar old: what is stored now; None for CREATE
     :ivar name: empty for a create with ``generateName``
+    :ivar holds: what plug-ins keep for this request; each is told how it ended: the revision of the change,
+        ``refused`` (nothing was changed) or ``unknown``
     """
 
     operation: Operation
@@ -34,6 +37,7 @@ class AdmissionRequest:
     old: Mapping[str, Any] | None = None
     subresource: str = ""
     dry_run: bool = False
+    holds: list[Callable[[Outcome], None]] = field(default_factory=list)
 
 
 class Plugin(Protocol):

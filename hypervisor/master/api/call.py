@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypervisor.kube.errors import bad_request
+from hypervisor.master.admission.plugin import Outcome
 from hypervisor.master.api.info import RequestInfo
 from hypervisor.master.auth.user import User
 from hypervisor.master.kinds.kind import Kind
@@ -17,6 +19,7 @@ MANAGER_LIMIT = 128
 class Call:
     """:ivar validation: of fields: ``Strict``, ``Warn`` or ``Ignore``
     :ivar manager: who is written to ``metadata.managedFields`` as the one who changed a field
+    :ivar holds: what admission keeps for the request until it has ended
     :ivar warnings: texts for the client, added to while the request is served
     """
 
@@ -29,6 +32,12 @@ class Call:
     validation: str = "Warn"
     manager: str = "unknown"
     warnings: list[str] = field(default_factory=list)
+    holds: list[Callable[[Outcome], None]] = field(default_factory=list)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Tells those who hold something how the request ended."""
+        while self.holds:
+            self.holds.pop()(outcome)
 
 
 def of_request(info: RequestInfo, user: User, user_agent: str, kind: Kind) -> Call:

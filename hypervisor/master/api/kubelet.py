@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import aiohttp
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
+from yarl import URL
 
 from hypervisor.errors import Unavailable
 from hypervisor.kube import meta
@@ -54,7 +55,9 @@ class Kubelets:
         """See `hypervisor.master.api.splice`."""
         return await splice(request, address, target)
 
-    async def relay(self, request: BaseRequest, address: NodeAddress, target: str) -> web.StreamResponse:
+    async def relay(
+        self, request: BaseRequest, address: NodeAddress, target: str, body: bytes = b""
+    ) -> web.StreamResponse:
         """Passes an ordinary request on and its answer back, as it comes.
 
         :raises Unavailable: the node cannot be reached
@@ -63,7 +66,14 @@ class Kubelets:
         host = f"[{address.host}]" if ":" in address.host else address.host
         url = f"https://{host}:{address.port}{target}"
         try:
-            answer = await self._client().request(request.method, url, ssl=address.tls, timeout=timeout)
+            answer = await self._client().request(
+                request.method,
+                URL(url, encoded=True),
+                ssl=address.tls,
+                timeout=timeout,
+                data=body or None,
+                headers={"Content-Type": request.headers.get("Content-Type", "")} if body else None,
+            )
         except (aiohttp.ClientError, TimeoutError) as e:
             raise Unavailable(f"error dialing backend: {address.host}:{address.port}: {e or 'no answer'}") from e
         async with answer:

@@ -7,7 +7,8 @@ that loses a race is made again on the newest object, all steps of it, unless it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,12 +75,14 @@ class Objects:
         uid = str(obj["metadata"]["uid"])
         if status is not None:
             obj["status"] = status
-        await self._admit("CREATE", call, obj, None)
-        _refuse(kind, obj, strategy.check(kind, obj))
-        self.managed.created(call, obj)
-        made = await self.registry.create(
-            self.kept(kind), stored(kind, obj), call.namespace, dry_run=call.dry_run, uid=uid
-        )
+        with settling(call):
+            await self._admit("CREATE", call, obj, None)
+            _refuse(kind, obj, strategy.check(kind, obj))
+            self.managed.created(call, obj)
+            made = await self.registry.create(
+                self.kept(kind), stored(kind, obj), call.namespace, dry_run=call.dry_run, uid=uid
+            )
+            call.settle(_revision(made))
         return shown(kind, made)
 
     async def update(self, call: Call, obj: Object) -> tuple[Object, bool]:
@@ -95,7 +98,9 @@ class Objects:
     async def _update_or_create(self, call: Call, change: Any, obj: Object) -> tuple[Object, bool]:
         kept = self.kept(call.kind)
         try:
-            new = await self.registry.update(kept, call.namespace, call.name, change, dry_run=call.dry_run)
+            with settling(call):
+                new = await self.registry.update(kept, call.namespace, call.name, change, dry_run=call.dry_run)
+                call.settle(_revision(new))
         except ApiError as e:
             allowed = call.kind.resource.qualified in CREATED_BY_PUT and not call.subresource
             if e.reason != "NotFound" or not allowed:
@@ -118,9 +123,11 @@ class Objects:
             return await self._change(call, new, old, how=patch.how)
 
         try:
-            new = await self.registry.update(
-                self.kept(call.kind), call.namespace, call.name, change, dry_run=call.dry_run
-            )
+            with settling(call):
+                new = await self.registry.update(
+                    self.kept(call.kind), call.namespace, call.name, change, dry_run=call.dry_run
+                )
+                call.settle(_revision(new))
         except ApiError as e:
             if e.reason != "NotFound" or patch.how != "apply" or call.subresource:
                 raise
@@ -172,7 +179,16 @@ class Objects:
             name = call.name or str((obj.get("metadata") or {}).get("name") or "")
             await self.admission.admit(
                 AdmissionRequest(
-                    operation, call.kind, call.user, call.namespace, name, obj, old, call.subresource, call.dry_run
+                    operation,
+                    call.kind,
+                    call.user,
+                    call.namespace,
+                    name,
+                    obj,
+                    old,
+                    call.subresource,
+                    call.dry_run,
+                    call.holds,
                 )
             )
 
@@ -183,6 +199,23 @@ class Objects:
     async def admit_action(self, call: Call, body: Object) -> None:
         """Asks admission for what is posted to a subresource."""
         await self._admit("CREATE", call, body, None)
+
+
+@contextmanager
+def settling(call: Call) -> Iterator[None]:
+    """What admission holds for a request is let go when it fails; where nobody knows whether it did, later."""
+    try:
+        yield
+    except ApiError as error:
+        call.settle("unknown" if error.code >= 500 else "refused")
+        raise
+    except BaseException:
+        call.settle("unknown")
+        raise
+
+
+def _revision(obj: Mapping[str, Any]) -> int:
+    return int(obj["metadata"].get("resourceVersion") or 0)  # none of a dry run
 
 
 def _refuse(kind: Kind, obj: Object, causes: Sequence[Cause]) -> None:

@@ -1,4 +1,4 @@
-"""``scale``: the number of replicas of a Deployment or ReplicaSet, seen as an autoscaling/v1 Scale.
+"""``scale``: the number of replicas of what has them, seen as an autoscaling/v1 Scale.
 
 Source: Kubernetes API reference, Scale v1 autoscaling.
 """
@@ -12,25 +12,31 @@ from hypervisor.kube import meta
 from hypervisor.kube.client import Object
 from hypervisor.kube.errors import Cause, bad_request, invalid
 from hypervisor.kube.selectors import LabelSelector
+from hypervisor.master.api import fit
 from hypervisor.master.api.call import Call
 from hypervisor.master.api.objects import Objects
 from hypervisor.master.api.patching import Patch, patched
+from hypervisor.master.kinds.kind import Kind
+from hypervisor.master.patch.values import copy
 
 SCHEMA = "io.k8s.api.autoscaling.v1.Scale"
+_NAMES = {"apiVersion": "autoscaling/v1", "kind": "Scale"}
 
 
-def of(obj: Object) -> Object:
+def of(kind: Kind, obj: Object) -> Object:
     """An object's Scale."""
-    metadata = obj["metadata"]
+    metadata, paths = obj["metadata"], kind.scale
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-    selector = str(LabelSelector.of(meta.get(obj, "spec", "selector")))
-    replicas = int(meta.get(obj, "spec", "replicas", default=0))
+    found = meta.get(obj, *paths.selector, default="") if paths.selector else ""
+    selector = found if isinstance(found, str) else str(LabelSelector.of(found))
+    replicas = _number(meta.get(obj, *paths.replicas, default=0))
+    status: Object = {"replicas": _number(meta.get(obj, *paths.current, default=0))}
     return {
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {key: metadata[key] for key in kept if key in metadata},
         "spec": {"replicas": replicas} if replicas else {},
-        "status": {"replicas": int(meta.get(obj, "status", "replicas", default=0)), "selector": selector},
+        "status": status | ({"selector": selector} if selector else {}),
     }
 
 
@@ -45,19 +51,43 @@ async def update(objects: Objects, call: Call, given: Object) -> Object:
 
 
 async def patch(objects: Objects, call: Call, given: Patch) -> Object:
-    """PATCH of a Scale, of any type but apply."""
+    """PATCH of a Scale."""
     if given.how == "apply":
-        raise bad_request("server-side apply is not served for scale")
-    old = of(await objects.get(call))
+        return await _apply(objects, call, given)
+    old = of(call.kind, await objects.get(call))
     new = patched(call, given, old, objects.schema.type_of(SCHEMA))
     version = meta.version_of(new) if given.names_version else ""
     return await _set(objects, call, _replicas(call, new), {"resourceVersion": version} if version else {})
 
 
+async def _apply(objects: Objects, call: Call, given: Patch) -> Object:
+    """An apply of a Scale is one of its object that says nothing but the number; its manager owns that alone."""
+    if not isinstance(given.body, dict) or any(given.body.get(key) != value for key, value in _NAMES.items()):
+        raise bad_request("an apply patch of a scale is an object with apiVersion autoscaling/v1 and kind Scale")
+    scale = copy(given.body)
+    fit.fit(call, objects.schema.type_of(SCHEMA), scale)
+    resource = call.kind.resource
+    wish: Object = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": call.name}}
+    if meta.get(scale, "spec", "replicas") is not None:
+        wish |= _nested(call.kind.scale.replicas, _replicas(call, scale))
+    new, _ = await objects.patch(call, Patch("apply", wish, given.force))
+    return of(call.kind, new)
+
+
 async def _set(objects: Objects, call: Call, replicas: int, metadata: dict[str, Any]) -> Object:
-    body = {"spec": {"replicas": replicas}} | ({"metadata": metadata} if metadata else {})
-    new, _ = await objects.patch(replace(call, subresource=""), Patch("merge", body))
-    return of(new)
+    body = _nested(call.kind.scale.replicas, replicas) | ({"metadata": metadata} if metadata else {})
+    new, _ = await objects.patch(replace(call, subresource="scale"), Patch("merge", body))
+    return of(call.kind, new)
+
+
+def _nested(path: tuple[str, ...], value: Any) -> Object:
+    for step in reversed(path):
+        value = {step: value}
+    return dict(value)
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _replicas(call: Call, given: Object) -> int:

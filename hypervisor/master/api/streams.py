@@ -1,6 +1,8 @@
-"""``pods/log``, ``exec``, ``attach`` and ``portforward``: passed to the pod's node."""
+"""``pods/log``, ``exec``, ``attach`` and ``portforward``: passed to the pod's node; ``nodes/proxy``: to the node."""
 
 from __future__ import annotations
+
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -31,3 +33,17 @@ async def to_node(exchange: Exchange) -> web.StreamResponse:
     if "upgrade" not in request.headers.get("Connection", "").lower() or not request.headers.get("Upgrade"):
         raise bad_request(f"{call.subresource} needs an upgrade of the connection to WebSocket or SPDY/3.1")
     return await inside.kubelets.splice(request, address, target)
+
+
+async def proxy(exchange: Exchange) -> web.StreamResponse:
+    """A request to one of the node's own routes (``/stats/summary``, ``/pods``, ...), as the API server."""
+    call, info, request = exchange.call(), exchange.info, exchange.request
+    inside = exchange.inside
+    node = await inside.objects.registry.entry(call.kind, "", call.name)
+    await inside.objects.connect(call)
+    query = request.rel_url.raw_query_string
+    target = f"/{quote(info.rest)}" + (f"?{query}" if query else "")
+    address = inside.kubelets.address(node.obj)
+    if "upgrade" in request.headers.get("Connection", "").lower():
+        return await inside.kubelets.splice(request, address, target)
+    return await inside.kubelets.relay(request, address, target, await exchange.body())

@@ -12,7 +12,7 @@ from hypervisor.kube.errors import ApiError
 from hypervisor.master.api import fit, scale, verbs
 from hypervisor.master.api.actions import ACTIONS
 from hypervisor.master.api.exchange import Exchange, not_allowed
-from hypervisor.master.api.streams import to_node
+from hypervisor.master.api.streams import proxy, to_node
 from hypervisor.master.auth import reviews
 
 _STREAMS = frozenset(("log", "exec", "attach", "portforward"))
@@ -29,6 +29,8 @@ async def answer(exchange: Exchange) -> web.StreamResponse:
     sub, verb = exchange.info.subresource, exchange.info.verb
     if sub in _STREAMS:
         return await to_node(exchange)
+    if sub == "proxy":
+        return await proxy(exchange)
     if sub in _PARTS:
         if verb not in _OF_PARTS:
             raise not_allowed()
@@ -60,7 +62,7 @@ async def _act(exchange: Exchange) -> web.StreamResponse:
 async def _scale(exchange: Exchange) -> web.StreamResponse:
     call, verb, objects = exchange.call(), exchange.info.verb, exchange.inside.objects
     if verb == "get":
-        return exchange.one(scale.of(await objects.get(call)))
+        return exchange.one(scale.of(call.kind, await objects.get(call)))
     if verb == "update":
         given, _ = fit.decode_object(await exchange.body(), exchange.content_type)
         new = await scale.update(objects, call, given)

@@ -9,6 +9,7 @@ from hypervisor.kube.client import ApiClient
 from hypervisor.kube.events import EventRecorder
 from hypervisor.kube.informer import Informer
 from hypervisor.kube.resources import (
+    CLUSTER_ROLES,
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DAEMON_SETS,
@@ -26,6 +27,7 @@ from hypervisor.kube.resources import (
     Resource,
 )
 from hypervisor.master.controllers.accounts import AccountsController
+from hypervisor.master.controllers.aggregation import AggregationController
 from hypervisor.master.controllers.base import Context, Controller, indexers, run_controllers
 from hypervisor.master.controllers.budgets import BudgetController
 from hypervisor.master.controllers.daemonset import DaemonSetController
@@ -35,11 +37,14 @@ from hypervisor.master.controllers.garbage import GarbageCollector
 from hypervisor.master.controllers.job import JobController
 from hypervisor.master.controllers.namespaces import NamespaceController
 from hypervisor.master.controllers.nodelifecycle import GRACE_S, NodeLifecycleController
+from hypervisor.master.controllers.podcidr import PodCidrController
 from hypervisor.master.controllers.podgc import PodCollector
 from hypervisor.master.controllers.replicaset import ReplicaSetController
+from hypervisor.master.network.ranges import Network
 from hypervisor.master.scheduler.run import run_scheduler
 
 WATCHED = (
+    CLUSTER_ROLES,
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DAEMON_SETS,
@@ -64,12 +69,14 @@ async def run_control_loops(
     ca_pem: str,
     collected: Sequence[Resource],
     node_grace_s: float = GRACE_S,
+    pod_networks: Sequence[Network] = (),
     more: Sequence[Controller] = (),
 ) -> None:
     """Runs scheduler and controllers until cancelled; what fails is tried again, for ever.
 
     :param ca_pem: the certificate authority that clients in pods are to trust
     :param collected: every resource that is stored; garbage collection and namespace deletion look at all of them
+    :param pod_networks: of which each node gets its part; none: nodes get none
     :param more: controllers of other parts of the master
     """
     resources = {*collected, *WATCHED}
@@ -79,7 +86,7 @@ async def run_control_loops(
     async with asyncio.TaskGroup() as group:
         group.create_task(scheduling.run(), name="events of the scheduler")
         group.create_task(managing.run(), name="events of the controllers")
-        controllers = [*_controllers(context, ca_pem, node_grace_s), *more]
+        controllers = [*_controllers(context, ca_pem, node_grace_s), PodCidrController(context, pod_networks), *more]
         group.create_task(run_controllers(context, controllers), name="controllers")
         group.create_task(run_scheduler(client, scheduling, caches), name="scheduler")
         for cache in caches.values():
@@ -97,6 +104,7 @@ def _controllers(context: Context, ca_pem: str, node_grace_s: float) -> list[Con
         AccountsController(context, ca_pem),
         NodeLifecycleController(context, grace_s=node_grace_s),
         BudgetController(context),
+        AggregationController(context),
         GarbageCollector(context),
         PodCollector(context),
     ]

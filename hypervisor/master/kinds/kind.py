@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypervisor.kube.errors import Cause
@@ -27,6 +27,18 @@ class Column:
     format: str = ""
     priority: int = 0
     description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScalePaths:
+    """Where an object has what its Scale shows.
+
+    :ivar selector: a label selector, or one written as text; empty: it has none
+    """
+
+    replicas: tuple[str, ...] = ("spec", "replicas")
+    current: tuple[str, ...] = ("status", "replicas")
+    selector: tuple[str, ...] = ("spec", "selector")
 
 
 def no_defaults(obj: Object) -> None:
@@ -58,6 +70,7 @@ class Kind:
     :ivar generation: fields below ``spec`` count as generations
     :ivar prepare_create: in place, before defaults: what a new object of this kind begins with (a Pod's phase)
     :ivar stored: False: a review that is answered and not kept
+    :ivar scale: where its subresource ``scale`` finds what it shows
     :ivar kept_as: another kind's resource, whose objects these are in another form (events.k8s.io's Event is the core
         one); `to_kept` and `from_kept` turn one form into the other
     """
@@ -81,6 +94,7 @@ class Kind:
     kept_as: Resource | None = None
     to_kept: Callable[[Mapping[str, Any]], Object] = dict
     from_kept: Callable[[Mapping[str, Any]], Object] = dict
+    scale: ScalePaths = field(default_factory=ScalePaths)
 
     @property
     def has_status(self) -> bool:

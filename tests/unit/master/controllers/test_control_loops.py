@@ -11,6 +11,7 @@ from hypervisor.kube import meta
 from hypervisor.kube.client import Object
 from hypervisor.kube.errors import ApiError
 from hypervisor.kube.resources import (
+    CLUSTER_ROLES,
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DAEMON_SETS,
@@ -189,7 +190,8 @@ async def test_a_service_has_slices_that_follow_its_pods(cluster: Cluster) -> No
     await cluster.client.create(SERVICES, service, "default")
 
     async def ready(count: int) -> Any:
-        slices = (await cluster.client.list(ENDPOINT_SLICES, "default")).items
+        own = "kubernetes.io/service-name=s"
+        slices = (await cluster.client.list(ENDPOINT_SLICES, "default", label_selector=own)).items
         endpoints = [e for s in slices for e in s.get("endpoints") or () if e["conditions"]["ready"]]
         return len(endpoints) == count and slices
 
@@ -200,7 +202,8 @@ async def test_a_service_has_slices_that_follow_its_pods(cluster: Cluster) -> No
     await cluster.client.delete(SERVICES, "s", "default")
 
     async def gone() -> bool:
-        return not (await cluster.client.list(ENDPOINT_SLICES, "default")).items
+        own = "kubernetes.io/service-name=s"
+        return not (await cluster.client.list(ENDPOINT_SLICES, "default", label_selector=own)).items
 
     await cluster.until(gone)
 
@@ -295,3 +298,23 @@ async def test_pods_of_a_lost_node_are_replaced_and_not_doubled(
         return len(await cluster.pods()) == 2
 
     await cluster.until(cleared)
+
+
+async def test_a_role_that_aggregates_shows_what_it_allows(cluster: Cluster) -> None:
+    rule = {"verbs": ["get"], "apiGroups": ["example.org"], "resources": ["things"]}
+    labels = {"rbac.authorization.k8s.io/aggregate-to-view": "true"}
+    part = {"metadata": {"name": "things", "labels": labels}, "rules": [rule]}
+    await cluster.client.create(CLUSTER_ROLES, part)
+
+    async def shown(name: str) -> bool:
+        role = await cluster.client.get(CLUSTER_ROLES, name)
+        return any(r["apiGroups"] == ["example.org"] for r in role["rules"])
+
+    for name in ("view", "edit", "admin"):  # each takes in the one before
+        await cluster.until(lambda name=name: shown(name))  # type: ignore[misc]
+    await cluster.client.delete(CLUSTER_ROLES, "things")
+
+    async def gone() -> bool:
+        return not await shown("admin") and not await shown("view")
+
+    await cluster.until(gone)
