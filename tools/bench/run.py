@@ -19,6 +19,7 @@ SECTIONS = {
     "page_table": 5,
     "store": 3,
     "memory": 1,
+    "rival": 12,
     "faults": 9,
     "apiserver": 3,
     "growth": 5,
