@@ -54,7 +54,7 @@ clang-check-iofilter:
 	@set -e; for f in $(IOFILTER_SOURCES) $(wildcard $(IOFILTER_TESTS_DIR)/*.c); do $(CLANG) $(IOFILTER_FLAGS) -O2 -fsyntax-only $$f; done
 
 TESTS += $(patsubst %,$(OUT)/test-iofilter-%,$(IOFILTER_TESTS))
-TSAN_TESTS += $(OUT)/tsan-iofilter-instance
+TSAN_TESTS += $(OUT)/tsan-iofilter-instance $(OUT)/tsan-iofilter-faults
 FUZZERS += $(IOFILTER_FUZZERS)
 CLANG_CHECKS += clang-check-iofilter
 COVERED += iofilter

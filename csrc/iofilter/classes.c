@@ -1,0 +1,28 @@
+/* The table of filters: a new one adds a line here, and its folder below filters/. */
+#include <string.h>
+
+#include "filter.h"
+#include "filters/all.h"
+
+static const struct pv_filter_class *const classes[] = {
+    &pv_null_class,
+    &pv_template_class,
+    &pv_trace_class,
+    &pv_stats_class,
+    &pv_delay_class,
+    &pv_error_class,
+    &pv_throttle_class,
+};
+
+const struct pv_filter_class *pv_filter_class_at(unsigned index)
+{
+    return index < sizeof classes / sizeof *classes ? classes[index] : NULL;
+}
+
+const struct pv_filter_class *pv_filter_class(const char *name)
+{
+    for (unsigned i = 0; i < sizeof classes / sizeof *classes; i++)
+        if (!strcmp(classes[i]->name, name))
+            return classes[i];
+    return NULL;
+}
