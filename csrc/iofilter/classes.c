@@ -1,4 +1,5 @@
 /* The table of filters: a new one adds a line here, and its folder below filters/. */
+#include <errno.h>
 #include <string.h>
 
 #include "filter.h"
@@ -25,4 +26,13 @@ const struct pv_filter_class *pv_filter_class(const char *name)
         if (!strcmp(classes[i]->name, name))
             return classes[i];
     return NULL;
+}
+
+int pv_filter_create(const char *class, const struct pv_settings *settings, uint64_t size, struct pv_fail *fail)
+{
+    const struct pv_filter_class *found = pv_filter_class(class);
+
+    if (!found)
+        return pv_fail(fail, EINVAL, "there is no filter %s", class);
+    return found->create ? found->create(settings, size, fail) : 0;
 }

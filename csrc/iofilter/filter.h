@@ -43,6 +43,10 @@ struct pv_filter_class {
     uint32_t types;    /* 1 << PV_IO_*: requests of other types pass by without a call */
     bool persistent;   /* without it the disk's data would be wrong: a disk that names it is not opened without it */
 
+    /* Makes its persistent state for a disk of `size` bytes, when it is put into a disk's descriptor: once, before the first open. May
+     * block. NULL: it has none. -1: *fail, and nothing was made. */
+    int (*create)(const struct pv_settings *settings, uint64_t size, struct pv_fail *fail);
+
     /* Called by the thread that opens the disk, not by the loop: may block. filter->instance is set, its size is that
      * of what lies
      * downstream; filter->size may be made smaller (room for the filter's own data at the end). -1: *fail says why,
@@ -81,6 +85,8 @@ struct pv_filter {
 /* The class of that name, or NULL. The table is in classes.c. */
 const struct pv_filter_class *pv_filter_class(const char *name);
 const struct pv_filter_class *pv_filter_class_at(unsigned index);
+/* The class's `create`; a class without one has nothing to make. */
+int pv_filter_create(const char *class, const struct pv_settings *settings, uint64_t size, struct pv_fail *fail);
 
 /* Readers of settings. pv_settings_known: all names are in the NULL-ended list, or *fail names the first that is not.
  * The others: the value, or

@@ -78,6 +78,24 @@ struct pv_target *pv_target_data(struct pv_data *data, struct pv_fail *fail)
     return target;
 }
 
+void pv_target_attach(struct pv_target *target, struct pv_loop *loop)
+{
+    if (!target || !target->data)
+        return;
+    target->data->loop = loop;
+    if (target->data->class->attached)
+        target->data->class->attached(target->data, loop);
+}
+
+void pv_target_detach(struct pv_target *target)
+{
+    if (!target || !target->data)
+        return;
+    if (target->data->class->detach)
+        target->data->class->detach(target->data);
+    target->data->loop = NULL;
+}
+
 void pv_target_free(struct pv_target *target)
 {
     if (!target)
