@@ -1,8 +1,8 @@
 # Virtual disks: requests, instances, filters, data. No program: setup.py builds it into hypervisor.iofilter._iofilter. Here: its tests,
 # one program a file, and its fuzz targets. What a test shares with others lies in tests/c/iofilter/*.h.
-IOFILTER_SOURCES := $(wildcard iofilter/*.c iofilter/filters/*/*.c common/*.c)
+IOFILTER_SOURCES := $(wildcard iofilter/*.c iofilter/filters/*/*.c nbd/*.c common/*.c)
 IOFILTER_TESTS_DIR := $(TESTS_DIR)/iofilter
-IOFILTER_HEADERS := $(wildcard iofilter/*.h iofilter/filters/*/*.h common/*.h $(IOFILTER_TESTS_DIR)/*.h)
+IOFILTER_HEADERS := $(wildcard iofilter/*.h iofilter/filters/*/*.h nbd/*.h common/*.h $(IOFILTER_TESTS_DIR)/*.h)
 IOFILTER_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(IOFILTER_TESTS_DIR)
 IOFILTER_LIBS := -pthread -luring -lcrypto
 IOFILTER_TESTS := $(patsubst $(IOFILTER_TESTS_DIR)/test_%.c,%,$(wildcard $(IOFILTER_TESTS_DIR)/test_*.c))
@@ -54,7 +54,7 @@ clang-check-iofilter:
 	@set -e; for f in $(IOFILTER_SOURCES) $(wildcard $(IOFILTER_TESTS_DIR)/*.c); do $(CLANG) $(IOFILTER_FLAGS) -O2 -fsyntax-only $$f; done
 
 TESTS += $(patsubst %,$(OUT)/test-iofilter-%,$(IOFILTER_TESTS))
-TSAN_TESTS += $(OUT)/tsan-iofilter-instance $(OUT)/tsan-iofilter-faults
+TSAN_TESTS += $(OUT)/tsan-iofilter-instance $(OUT)/tsan-iofilter-nbd
 FUZZERS += $(IOFILTER_FUZZERS)
 CLANG_CHECKS += clang-check-iofilter
 COVERED += iofilter
