@@ -51,14 +51,14 @@ static void serve(void *argument)
 
 static void server_closed(void *context)
 {
-    ((struct side *)context)->closed = true;
+    __atomic_store_n(&((struct side *)context)->closed, true, __ATOMIC_RELEASE);
 }
 
 static void stop(void *argument)
 {
     struct side *side = argument;
 
-    side->closed = false;
+    __atomic_store_n(&side->closed, false, __ATOMIC_RELEASE);
     pv_nbd_stop(side->server, server_closed, side);
 }
 
