@@ -39,10 +39,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "image": ("image", "image", "Pull, import, list and remove images."),
     "doctor": ("doctor", "doctor", "Check what this machine has and lacks for running pod VMs."),
     "version": ("version", "version", "Print the versions of hv and of the running daemon."),
-    "cluster": ("cluster", "cluster", "A Kubernetes cluster on this machine: a master and hosts in the background."),
+    "cluster": (
+        "cluster_token",
+        "cluster",
+        "A Kubernetes cluster on this machine: a master and hosts in the background.",
+    ),
     "master": ("master", "master", "Run a cluster's master in the foreground: API server, scheduler, controllers."),
     "hostd": ("host", "hostd", "Run the host's daemon in the foreground."),
-    "host": ("nodes", "host", "Start, stop and inspect the host's daemon."),
+    "host": ("node_join", "host", "Start, stop and inspect the host's daemon."),
     "completion": ("completion", "completion", "Print the shell code that completes hv's arguments."),
 }
 

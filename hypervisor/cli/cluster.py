@@ -73,15 +73,16 @@ def up(
 
 @cluster.command("down")
 @click.option("--delete", is_flag=True, help="Remove the cluster's objects, logs and keys, too.")
+@click.option("--now", is_flag=True, help="Kill pods, without their grace periods.")
 @pass_settings
-def down(settings: Settings, delete: bool) -> None:
+def down(settings: Settings, delete: bool, now: bool) -> None:
     """End the cluster's pods, hosts and master, and nothing else.
 
     Its objects stay, and its pods start anew with the next hv cluster up, unless --delete is given.
     """
     from hypervisor.cli.cluster_down import take_down
 
-    take_down(paths_of(settings), output.note, delete=delete)
+    take_down(paths_of(settings), output.note, delete=delete, now=now)
 
 
 @cluster.command("status")

@@ -9,24 +9,30 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypervisor.cli.cluster_state import MASTER, ClusterPaths
-from hypervisor.errors import HvError
+from hypervisor.errors import HvError, NotFound
 from hypervisor.vmx.process import ProcessId
+
+if TYPE_CHECKING:
+    from hypervisor.cli.rest import Connection
 
 STOP_TIMEOUT = 30.0  # seconds after SIGTERM
 Tell = Callable[[str], None]
 
 
-def take_down(paths: ClusterPaths, tell: Tell, *, delete: bool) -> None:
+def take_down(paths: ClusterPaths, tell: Tell, *, delete: bool, now: bool = False) -> None:
     """Ends everything that ``hv cluster up`` started. Objects stay in the store unless `delete`.
+
+    :param now: pods are killed, without their grace periods
 
     Harmless when nothing runs. After a failure the command can be run again.
     """
     with paths.locked():
         names = _host_names(paths)
         with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(lambda name: stop_component(paths, name, tell), names))
+            list(pool.map(lambda name: stop_component(paths, name, tell, now=now), names))
         end(paths, MASTER)
         tell("the master has ended")
         if delete:
@@ -42,7 +48,7 @@ def _host_names(paths: ClusterPaths) -> list[str]:
     return sorted(p.name for p in paths.hosts.iterdir() if p.is_dir()) if paths.hosts.is_dir() else []
 
 
-def stop_component(paths: ClusterPaths, host: str, tell: Tell) -> None:
+def stop_component(paths: ClusterPaths, host: str, tell: Tell, *, now: bool = False) -> None:
     """Ends a host and its pods. A host that is dead and has left VMs is started once more to end them.
 
     :raises HvError: its pods cannot be stopped
@@ -50,7 +56,7 @@ def stop_component(paths: ClusterPaths, host: str, tell: Tell) -> None:
     end(paths, host)
     state = paths.host(host)
     if _has_pods(state):
-        stop_pods(state)
+        stop_pods(state, now=now)
     tell(f"{host} has ended")
 
 
@@ -59,13 +65,28 @@ def _has_pods(state: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def stop_pods(state: Path) -> None:
-    """Stops and removes all pods of a host whose daemon does not run."""
+def stop_pods(state: Path, *, now: bool = False) -> None:
+    """Stops and removes all pods of a host whose daemon does not run; `now`: without their grace periods."""
     from hypervisor.cli.connect import connect
     from hypervisor.cli.host import stop_host
 
     with connect(str(state), None) as connection:
+        if now:
+            kill_pods(connection)
         stop_host(connection, pods=True)
+
+
+def kill_pods(connection: Connection) -> None:
+    """Has every pod end at once; does not wait for it."""
+    from hypervisor.cli.rest import target
+
+    for pod in connection.get("hv", "v1", "pods").get("items") or ():
+        metadata = pod["metadata"]
+        path = ("hv", "v1", "pods", metadata["namespace"], metadata["name"])
+        try:
+            connection.call("DELETE", target(path, [("gracePeriodSeconds", "0")])).read()
+        except NotFound:
+            continue  # it has just ended by itself
 
 
 def end(paths: ClusterPaths, component: str) -> None:

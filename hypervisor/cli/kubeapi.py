@@ -26,6 +26,7 @@ class KubeApi:
         """:raises NotFound, InvalidInput: the kubeconfig is missing or damaged"""
         config = load(kubeconfig)
         self.server = config.server
+        self._config = config
         parts = urlsplit(config.server)
         host, port = parts.hostname or "", parts.port or 443
         tls = config.tls()
@@ -36,6 +37,10 @@ class KubeApi:
         )
         token = config.bearer()
         self._headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+    def ca(self) -> bytes:
+        """The certificates that the server's must come from (PEM)."""
+        return self._config.ca.read()
 
     def __enter__(self) -> Self:
         return self

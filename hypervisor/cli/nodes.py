@@ -29,7 +29,7 @@ RETRY_EVICTION = 1.0  # seconds; upstream waits 5
 Object = dict[str, Any]
 
 host = host_group
-_kubeconfig = click.option(
+kubeconfig_option = click.option(
     "--kubeconfig",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -67,7 +67,7 @@ def host_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str)
 
 
 @host.command("ls")
-@_kubeconfig
+@kubeconfig_option
 @output.format_option()
 @pass_settings
 def ls(settings: Settings, kubeconfig: Path | None, output: str) -> None:
@@ -134,7 +134,7 @@ class Drain:
 @click.option(
     "--timeout", "timeout_s", metavar="SECONDS", type=float, default=600.0, show_default=True, help="For all."
 )
-@_kubeconfig
+@kubeconfig_option
 @pass_settings
 def drain(settings: Settings, /, name: str, kubeconfig: Path | None, **how: Any) -> None:
     """Let a host take no more pods, and evict those that it has.
@@ -243,7 +243,7 @@ def _is_gone(api: KubeApi, pod: Object) -> bool:
 @host.command("rm")
 @click.argument("name", shell_complete=host_names)
 @click.option("--force", is_flag=True, help="Although it still has pods: they end, and controllers make them anew.")
-@_kubeconfig
+@kubeconfig_option
 @pass_settings
 def rm(settings: Settings, name: str, force: bool, kubeconfig: Path | None) -> None:
     """Remove a drained host from the cluster.

@@ -102,7 +102,7 @@ def running_cluster(images: tuple[str, ...], *options: str, within: float = 60.0
         assert time.monotonic() - began < within
         yield made
     finally:
-        made.hv("cluster", "down", "--delete")
+        made.hv("cluster", "down", "--delete", "--now")
         left = made.processes()
         shutil.rmtree(state, ignore_errors=True)
     assert left == []

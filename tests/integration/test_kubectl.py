@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from master_process import KUBECTL, Kubectl, running_master, until
 
-KUBECTL = Path(sys.executable).parent / "kubectl"
 DEPLOYMENT = """
 apiVersion: apps/v1
 kind: Deployment
@@ -40,58 +36,10 @@ NODE = {
 }
 
 
-class Kubectl:
-    """kubectl with the master's kubeconfig, in a namespace."""
-
-    def __init__(self, state: Path, namespace: str = "default") -> None:
-        self.namespace = namespace
-        self.env = os.environ | {
-            "KUBECONFIG": str(state / "admin.kubeconfig"),
-            "KUBECACHEDIR": str(state / "cache"),
-            "HOME": str(state),
-        }
-
-    def __call__(self, *args: str, stdin: str | None = None, code: int = 0, **env: str) -> str:
-        done = subprocess.run(
-            [KUBECTL, "-n", self.namespace, *args],
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            env=self.env | env,
-            check=False,
-        )
-        assert done.returncode == code, f"kubectl {args}: {done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
-
-    def get(self, *args: str) -> Any:
-        return json.loads(self("get", *args, "-o", "json"))
-
-
-def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
-    """Waits for a condition of the server."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "not within the time"
-        time.sleep(0.05)
-    return found
-
-
 @pytest.fixture(scope="module")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
-    state = tmp_path_factory.mktemp("master")
-    command = [sys.executable, "-m", "hypervisor.cli.main", "master", "--state-dir", str(state), "--port", "0"]
-    with Path(state, "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as master:
-        run = Kubectl(state)
-        try:
-            until(lambda: master.poll() is not None or (state / "admin.kubeconfig").exists())
-            assert master.poll() is None, Path(state, "log").read_text()
-            until(lambda: "default" in run("get", "serviceaccounts"))
-            yield run
-        finally:
-            master.terminate()
-            assert master.wait(20) == 0, Path(state, "log").read_text()
+    with running_master(tmp_path_factory.mktemp("master")) as master:
+        yield master.kubectl
 
 
 def test_discovery_and_explain(kubectl: Kubectl) -> None:

@@ -22,6 +22,7 @@ from hypervisor.kube.resources import (
     POD_DISRUPTION_BUDGETS,
     PODS,
     REPLICA_SETS,
+    SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Resource,
@@ -40,6 +41,7 @@ from hypervisor.master.controllers.nodelifecycle import GRACE_S, NodeLifecycleCo
 from hypervisor.master.controllers.podcidr import PodCidrController
 from hypervisor.master.controllers.podgc import PodCollector
 from hypervisor.master.controllers.replicaset import ReplicaSetController
+from hypervisor.master.controllers.tokens import TokenCleaner
 from hypervisor.master.network.ranges import Network
 from hypervisor.master.scheduler.run import run_scheduler
 
@@ -57,6 +59,7 @@ WATCHED = (
     POD_DISRUPTION_BUDGETS,
     PODS,
     REPLICA_SETS,
+    SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
 )
@@ -105,6 +108,7 @@ def _controllers(context: Context, ca_pem: str, node_grace_s: float) -> list[Con
         NodeLifecycleController(context, grace_s=node_grace_s),
         BudgetController(context),
         AggregationController(context),
+        TokenCleaner(context),
         GarbageCollector(context),
         PodCollector(context),
     ]
