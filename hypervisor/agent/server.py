@@ -7,6 +7,8 @@ A connection is in one of these states::
     IDLE     no call; the next frame must be a REQUEST
     UNARY    a handler runs; it always runs to its end, whether or not the client is still there
     STREAM   a handler runs that owns the connection: frames go to its consumer, it sends frames, END is the last
+    ENDED    END has left; what the host still sends is dropped until it closes. If the agent closed first, with input
+             unread, that would be a reset, and it could overtake END: the exit code would be lost
     CLOSED   for any reason; a streaming handler has been cancelled and has cleaned up
 
 The end of the client's half of the connection counts as the client being gone. Flow control: a consumer that returns an
@@ -23,6 +25,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from . import wire
@@ -36,6 +39,7 @@ FLUSH_ABOVE = 64 * 1024  # bytes waiting to be sent that are not held back for a
 ROOM_BELOW = 512 * 1024  # bytes waiting to be sent beyond which `send` asks its caller to wait
 _MAX_PIECES = 512  # of one sendmsg, below the kernel's IOV_MAX
 _ACCEPT_BATCH = 64
+LINGER_S = 60.0  # for the host to close a connection whose call has ended
 
 Unary = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Streaming = Callable[[dict[str, Any], "Connection"], Awaitable[None]]
@@ -128,7 +132,8 @@ class Connection:
         self._room: asyncio.Future[None] | None = None
         self._streaming = False
         self._ended = False
-        self._closing = False  # as soon as all is sent
+        self._closing = False  # the call has ended: as soon as all is sent, only the host's close is waited for
+        self._lingering: asyncio.TimerHandle | None = None
         self._held = False
         self.lost = False  # closed, by whomever
         self.task: asyncio.Task[None] | None = None
@@ -169,6 +174,8 @@ class Connection:
         if self.lost:
             return
         self.lost = True
+        if self._lingering is not None:
+            self._lingering.cancel()
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
@@ -223,8 +230,15 @@ class Connection:
             self._flush_planned = False
             self._loop.remove_writer(self._socket.fileno())
         if self._closing:
-            self.abort()
+            self._linger()
         return None
+
+    def _linger(self) -> None:
+        """From STREAM to ENDED (see the module)."""
+        if self._lingering is None:
+            with suppress(OSError):  # it has gone already
+                self._socket.shutdown(socket.SHUT_WR)
+            self._lingering = self._loop.call_later(LINGER_S, self.abort)
 
     def _sent(self, count: int) -> None:
         self._unsent_bytes -= count

@@ -145,8 +145,9 @@ class AgentStream:
             yield frame
 
     async def close(self) -> None:
-        """Ends the connection; never raises for a peer that has gone."""
-        self._writer.close()
+        """Ends the connection at once: what the agent has not taken (a process may never read its input) is dropped.
+        Never raises for a peer that has gone."""
+        self._writer.transport.abort()
         with suppress(OSError):
             await self._writer.wait_closed()
 

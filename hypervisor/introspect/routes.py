@@ -76,9 +76,9 @@ async def _stream(request: web.Request, target: PodTarget, command: ExecCommand 
         )
     call, args = command.agent_request()
     async with _agent(target).stream(call, args) as agent:
-        client = await websocket.accept(request)
-        await session.run(client, agent, command.ending)
-        return client.response
+        async with websocket.accept(request, websocket.PROTOCOLS) as socket:
+            await session.run(websocket.WebSocketChannels(socket), agent, command.ending)
+        return socket
 
 
 async def _stream_spdy(

@@ -9,15 +9,16 @@ process that does not read stops the client.
 
 The session ends when the agent says END (the client gets a status), when the client goes away (the agent sees the
 connection close), or when the agent's connection breaks (the client gets a failure status). The end of one pump ends
-the other; nothing outlives `run`.
+the other, before the status is sent: from then on the client's input is its own side's to drop. Nothing outlives `run`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from hypervisor.agent.wire import FrameType
 from hypervisor.errors import HvError
@@ -50,8 +51,11 @@ ClientEvent = Stdin | StdinEnd | Resize
 class ClientChannels(Protocol):
     """A client's side of a session; one implementation a protocol."""
 
-    def events(self) -> AsyncIterator[ClientEvent]:
-        """What the client sends; ends when the client has gone."""
+    def events(self) -> AsyncGenerator[ClientEvent, None]:
+        """What the client sends; ends when the client has gone. Whoever takes them closes it."""
+
+    async def wait_gone(self) -> None:
+        """Waits until the client has gone; unlike the end of `events` it is seen while nobody takes those."""
 
     async def send_stdout(self, data: bytes) -> None:
         """Waits while the client does not read; raises `OSError` when it has gone."""
@@ -60,7 +64,7 @@ class ClientChannels(Protocol):
         """As `send_stdout`."""
 
     async def send_ending(self, ending: Ending) -> None:
-        """The status, and the orderly end of the client's connection."""
+        """The status, and the orderly end of the client's connection; nobody takes `events` any more."""
 
 
 def _unchanged(ending: Ending) -> Ending:
@@ -77,32 +81,39 @@ async def run(
     """
     up = asyncio.create_task(_pump_up(client, agent), name="session-up")
     down = asyncio.create_task(_pump_down(client, agent), name="session-down")
+    gone = asyncio.create_task(client.wait_gone(), name="session-gone")
     try:
-        await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({up, down, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not down.done():
             return None  # the client has gone; whoever opened the agent's stream closes it
         ending = down.result()
+        await _end(up)
         if ending is not None:
             await client.send_ending(told(ending))
         return ending
     except OSError:
         return None
     finally:
-        for task in (up, down):
-            task.cancel()
-        await asyncio.gather(up, down, return_exceptions=True)
+        await _end(up, down, gone)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pump_up(client: ClientChannels, agent: AgentStream) -> None:
     try:
-        async for event in client.events():
-            match event:
-                case Stdin(data):
-                    await agent.send_stdin(data)
-                case StdinEnd():
-                    await agent.close_stdin()
-                case Resize(columns, rows):
-                    await agent.resize(columns, rows)
+        async with aclosing(client.events()) as events:
+            async for event in events:
+                match event:
+                    case Stdin(data):
+                        await agent.send_stdin(data)
+                    case StdinEnd():
+                        await agent.close_stdin()
+                    case Resize(columns, rows):
+                        await agent.resize(columns, rows)
     except HvError:
         # The agent's side broke: the other pump sees the same and reports it to the client.
         await asyncio.Event().wait()

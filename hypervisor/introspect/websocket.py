@@ -10,12 +10,15 @@ server's first choice among those offered wins.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import WSMessage, WSMsgType, web
 
 from hypervisor.introspect.agent import Ending
+from hypervisor.introspect.liveness import pinging
 from hypervisor.introspect.session import ClientEvent, Resize, Stdin, StdinEnd
 from hypervisor.introspect.status import status_of_ending
 
@@ -25,7 +28,7 @@ PROTOCOLS = (V5, V4)
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 MAX_MESSAGE = 4 * 1024 * 1024
-HEARTBEAT = 30.0  # seconds between pings: a client that vanished without a word is noticed
+LINGER_S = 10.0  # that a client has to answer our close, before the connection is cut
 
 
 class WebSocketChannels:
@@ -34,12 +37,7 @@ class WebSocketChannels:
     def __init__(self, socket: web.WebSocketResponse) -> None:
         self._socket = socket
 
-    @property
-    def response(self) -> web.StreamResponse:
-        """What an aiohttp handler returns when the session is over."""
-        return self._socket
-
-    async def events(self) -> AsyncIterator[ClientEvent]:
+    async def events(self) -> AsyncGenerator[ClientEvent, None]:
         """What the client sends; unknown channels are ignored, as upstream does."""
         async for message in self._socket:
             data = payload(message)
@@ -48,6 +46,10 @@ class WebSocketChannels:
             event = parse_event(data, half_close=self._socket.ws_protocol == V5)
             if event is not None:
                 yield event
+
+    async def wait_gone(self) -> None:
+        """Never returns: aiohttp cancels the request's task when the connection is lost."""
+        await asyncio.Event().wait()
 
     async def send_stdout(self, data: bytes) -> None:
         await self._socket.send_bytes(bytes([STDOUT]) + data)
@@ -60,6 +62,8 @@ class WebSocketChannels:
             # A client prints its own words for an exit code; the reason goes where a runtime would have put it.
             await self.send_stderr(f"{ending.error}\n".encode())
         await self._socket.send_bytes(bytes([ERROR]) + json.dumps(status_of_ending(ending)).encode())
+        # Reads on, and drops what the client still types, until it closes too: a connection closed with input unread
+        # is reset, and the status may never be seen.
         await self._socket.close()
 
 
@@ -98,14 +102,17 @@ def parse_resize(payload: bytes) -> Resize | None:
     return Resize(columns, rows)
 
 
-async def accept(request: web.Request) -> WebSocketChannels:
-    """Answers the upgrade; the agreed subprotocol is the newest that the client offered.
+@asynccontextmanager
+async def accept(request: web.Request, protocols: tuple[str, ...]) -> AsyncIterator[web.WebSocketResponse]:
+    """Answers the upgrade; the agreed subprotocol is the first of `protocols` that the client offered. As long as the
+    context lasts, the client is asked after.
 
     :raises web.HTTPBadRequest: not a WebSocket handshake
     """
-    socket = web.WebSocketResponse(protocols=PROTOCOLS, max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT, compress=False)
+    socket = web.WebSocketResponse(protocols=protocols, max_msg_size=MAX_MESSAGE, timeout=LINGER_S, compress=False)
     await socket.prepare(request)
-    return WebSocketChannels(socket)
+    async with pinging(request.transport, socket.ping):
+        yield socket
 
 
 def offered(request: web.Request) -> list[str]:

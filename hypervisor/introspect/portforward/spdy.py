@@ -118,6 +118,7 @@ async def serve(transport: Transport, agent: AgentClient) -> None:
     """Serves the client at the other end of `transport` until it goes."""
     connection = SpdyConnection(transport, server=True)
     try:
-        await SpdyForwarder(connection, agent).run()
+        async with connection.asked_after():
+            await SpdyForwarder(connection, agent).run()
     finally:
         await connection.close()

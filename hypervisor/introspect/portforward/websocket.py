@@ -20,7 +20,7 @@ from hypervisor.errors import InvalidInput
 from hypervisor.introspect.agent import AgentClient
 from hypervisor.introspect.portforward import spdy
 from hypervisor.introspect.portforward.forward import forward, port_number
-from hypervisor.introspect.websocket import HEARTBEAT, MAX_MESSAGE, V4, offered, payload
+from hypervisor.introspect.websocket import V4, accept, offered, payload
 
 TUNNEL = f"SPDY/3.1+{spdy.PROTOCOL}"
 MAX_PORTS = 100
@@ -40,14 +40,11 @@ async def serve(request: web.Request, agent: AgentClient) -> web.StreamResponse:
         )
     named = request.query.getall("port", []) or request.query.getall("ports", [])  # an API server's word, a client's
     ports = [] if TUNNEL in protocols else parse_ports(named)
-    socket = web.WebSocketResponse(
-        protocols=(TUNNEL, V4), max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT, compress=False
-    )
-    await socket.prepare(request)
-    if socket.ws_protocol == TUNNEL:
-        await spdy.serve(TunnelTransport(socket), agent)
-    else:
-        await run_plain(socket, agent, ports)
+    async with accept(request, (TUNNEL, V4)) as socket:
+        if socket.ws_protocol == TUNNEL:
+            await spdy.serve(TunnelTransport(socket), agent)
+        else:
+            await run_plain(socket, agent, ports)
     return socket
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from contextlib import suppress
 
 from hypervisor.errors import ProtocolError
@@ -41,7 +41,9 @@ async def serve(transport: Transport, protocol: str, command: ExecCommand | Atta
     reading = asyncio.create_task(_read(connection), name="spdy")
     try:
         streams = await gather(connection, expected(command, protocol))
-        await session.run(SpdyChannels(connection, streams, protocol), agent, command.ending)
+        async with connection.asked_after():
+            await session.run(SpdyChannels(connection, streams, protocol), agent, command.ending)
+            await connection.linger()
     except ProtocolError:
         pass  # the client sees the connection end
     finally:
@@ -89,23 +91,26 @@ class SpdyChannels:
         self._streams = streams
         self._protocol = protocol
 
-    async def events(self) -> AsyncIterator[ClientEvent]:
+    async def events(self) -> AsyncGenerator[ClientEvent, None]:
         """What comes on stdin and resize, until the client has gone."""
         events: asyncio.Queue[ClientEvent | None] = asyncio.Queue(1)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._wait_gone(events))]
-            if "stdin" in self._streams:
-                tasks.append(group.create_task(self._stdin(events)))
-            if "resize" in self._streams:
-                tasks.append(group.create_task(self._resize(events)))
-            try:
-                while (event := await events.get()) is not None:
-                    yield event
-            finally:
-                for task in tasks:
-                    task.cancel()
+        tasks = [asyncio.create_task(self._gone(events))]
+        if "stdin" in self._streams:
+            tasks.append(asyncio.create_task(self._stdin(events)))
+        if "resize" in self._streams:
+            tasks.append(asyncio.create_task(self._resize(events)))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _wait_gone(self, events: asyncio.Queue[ClientEvent | None]) -> None:
+    async def wait_gone(self) -> None:
+        await self._connection.wait_over()
+
+    async def _gone(self, events: asyncio.Queue[ClientEvent | None]) -> None:
         await self._connection.wait_over()
         await events.put(None)
 

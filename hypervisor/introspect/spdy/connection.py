@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from hypervisor.errors import ProtocolError
+from hypervisor.introspect.liveness import pinging
 from hypervisor.introspect.spdy.frames import (
     CANCEL,
     INVALID_STREAM,
@@ -44,6 +46,8 @@ BUFFER = 256 * 1024
 """Bytes that a stream holds before the connection is read no further."""
 CHUNK = 32 * 1024
 """Bytes of a data frame that is sent."""
+LINGER_S = 10.0
+"""Seconds that a peer has to end a connection on which it has been told all."""
 
 
 class Transport(Protocol):
@@ -160,7 +164,7 @@ class SpdyConnection:
         self._streams: dict[int, SpdyStream] = {}
         self._arrived: asyncio.Queue[SpdyStream | None] = asyncio.Queue()
         self._newest = 0
-        self._next = 2 if server else 1
+        self._next = self._pings = 2 if server else 1
         self._over = asyncio.Event()
 
     @property
@@ -185,11 +189,38 @@ class SpdyConnection:
         except OSError:
             return  # the peer has gone
         finally:
-            self._over.set()
-            for stream in self._streams.values():
-                stream.end(reset=True)
-            self._streams.clear()
+            self._end()
             self._arrived.put_nowait(None)
+
+    def _end(self) -> None:
+        self._over.set()
+        for stream in self._streams.values():
+            stream.end(reset=True)
+        self._streams.clear()
+
+    @asynccontextmanager
+    async def asked_after(self) -> AsyncIterator[None]:
+        """As long as the context lasts, a peer that has gone is noticed, even while nothing is read from it because a
+        stream's buffer is full."""
+        async with pinging(None, self._ping):
+            yield
+
+    async def _ping(self) -> None:
+        self._pings = (self._pings + 2) & 0x7FFFFFFF
+        try:
+            await self.send(Ping(self._pings))
+        except OSError:
+            self._end()
+            raise
+
+    async def linger(self) -> None:
+        """Reads on, dropping what comes, until the peer ends the connection, for `LINGER_S` seconds at most: one closed
+        with input unread is reset, and what was sent last may never be seen."""
+        for stream in tuple(self._streams.values()):
+            stream.abandon()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self.wait_over()
 
     async def accept(self) -> SpdyStream | None:
         """The next stream that the peer opened, already accepted; None: there will be no more."""

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from hypervisor.errors import InvalidInput
+from hypervisor.introspect.liveness import keep_alive
 
 UPGRADE = "SPDY/3.1"
 HIGH_WATER = 256 * 1024
@@ -101,6 +102,7 @@ async def accept(request: web.Request, protocols: tuple[str, ...]) -> AsyncItera
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone")
+    keep_alive(transport)
     raw = RawTransport(transport)
     transport.set_protocol(raw)
     early = getattr(request.protocol, "_message_tail", b"")  # a client that did not wait for the 101

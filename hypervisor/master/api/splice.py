@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from hypervisor.errors import Unavailable
+from hypervisor.introspect.liveness import keep_alive
 
 CONNECT_S = 10.0
 DRAIN_S = 5.0
@@ -119,6 +120,7 @@ async def _dial(address: NodeAddress) -> _Half:
 
 def _take_over(request: BaseRequest, client: asyncio.Transport, front: _Half) -> None:
     front.transport = client
+    keep_alive(client)
     client.set_protocol(front)
     early = getattr(request.protocol, "_message_tail", b"")  # a client that did not wait for the 101
     if early:

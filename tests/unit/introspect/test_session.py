@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -29,11 +29,14 @@ class Client:
         self.stderr = bytearray()
         self.ending: Ending | None = None
 
-    async def events(self) -> AsyncIterator[ClientEvent]:
+    async def events(self) -> AsyncGenerator[ClientEvent, None]:
         for event in self._events:
             yield event
         if self._stays:
             await asyncio.Event().wait()
+
+    async def wait_gone(self) -> None:
+        await asyncio.Event().wait()
 
     async def send_stdout(self, data: bytes) -> None:
         await self.gate.wait()
