@@ -52,6 +52,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
         "hello": partial(_hello, agent),
         "rehearse": partial(_rehearse, agent),
         "setup": partial(_setup, agent),
+        "clock": partial(_clock, agent),
         "volume.write": partial(_volume_write, agent),
         "container.start": partial(_start, agent),
         "container.signal": partial(_signal, agent),
@@ -109,7 +110,19 @@ async def _setup(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
     agent.engine.hostname = settings.hostname
     if settings.share_process_namespace:
         await agent.engine.share_processes()
-    return {}
+    return {"clock_ns": time.time_ns()}
+
+
+async def _clock(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
+    fields = Fields(args, "clock")
+    add_ns = fields.integer("add_ns", 0, low=-(2**62), high=2**62)
+    fields.done()
+    agent.ready()
+    try:
+        setup.shift_clock(add_ns)
+    except (OSError, OverflowError) as e:
+        raise invalid(f"clock.add_ns: {add_ns}: the clock cannot be moved so far: {e}") from e
+    return {"clock_ns": time.time_ns()}
 
 
 async def _rehearse(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:

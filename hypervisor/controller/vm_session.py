@@ -39,6 +39,7 @@ from hypervisor.controller.spec import ContainerSpec, PodSpec
 from hypervisor.controller.stopping import EXTENSION_S, stop_container
 from hypervisor.errors import Conflict, HvError, Timeout, Unavailable, VmFailed
 from hypervisor.introspect.agent import AgentClient, AgentStream
+from hypervisor.introspect.clock import align_clock
 
 BOOT_POLL_S = 0.05
 DISK_FULL = "HostDiskFull"
@@ -141,7 +142,8 @@ class VmSession:
         """:param again: an earlier connection broke, perhaps after the guest had been set up"""
         try:
             async with asyncio.timeout(timeout_s):
-                await stream.request("setup", setup_arguments(self._pod))
+                answer = await stream.request("setup", setup_arguments(self._pod))
+                await align_clock(stream, answer)
         except TimeoutError as e:
             raise Timeout(f"the pod VM agent did not answer setup within {timeout_s:g} s") from e
         except Conflict:
