@@ -2,4 +2,10 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["csrc/vsock/cffi_build.py:ffibuilder", "csrc/memory/cffi_build.py:ffibuilder"])
+setup(
+    cffi_modules=[
+        "csrc/vsock/cffi_build.py:ffibuilder",
+        "csrc/memory/cffi_build.py:ffibuilder",
+        "csrc/iofilter/cffi_build.py:ffibuilder",
+    ]
+)

@@ -1,15 +1,19 @@
 /* The client's side: an export of an NBD server as data.
  *
- * Requests that come while the connection is up are sent at the end of the turn, many in one sendmsg; each has a slot, whose index is its handle. Replies
+ * Requests that come while the connection is up are sent at the end of the turn, many in one sendmsg; each has a
+ * slot, whose index is its handle. Replies
  * come in any order; what a read gets goes straight into the request's own segments.
  *
  *     UP --connection lost, or the server breaks a rule--> DOWN --a thread connects and shakes hands--> UP
  *                                                          DOWN --patience over--> FAILING --connected--> UP
  *
- * Connecting may block, so a thread of its own does it, and posts the socket to the loop. While DOWN, requests wait, those under way among
- * them (nobody was told that they are done, so they are sent again, in their order); while FAILING they end with EIO at once.
+ * Connecting may block, so a thread of its own does it, and posts the socket to the loop. While DOWN, requests wait,
+ * those under way among
+ * them (nobody was told that they are done, so they are sent again, in their order); while FAILING they end with EIO
+ * at once.
  *
- * Invariants: a request is free, on `queued` (to be sent, perhaps half sent), or `sent` with its slot in `slots`; there are at most SLOTS of the last two.
+ * Invariants: a request is free, on `queued` (to be sent, perhaps half sent), or `sent` with its slot in `slots`;
+ * there are at most SLOTS of the last two.
  */
 #include <endian.h>
 #include <errno.h>

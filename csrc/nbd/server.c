@@ -2,11 +2,15 @@
  *
  *     FLAGS (4 bytes) -> OPTION (16) -> BODY (its length) -> OPTION ... -> TRANSMISSION -> (CLOSING) -> gone
  *
- * TRANSMISSION reads what there is into one buffer and takes requests out of it; the payload of a write that is not all there goes on straight
- * into the request's own memory. Replies that are due at the end of a turn go out in one sendmsg. A connection has SLOTS requests in flight at
- * most, and BYTES of payload; it is not read while it is at a limit, so a client that sends and does not read costs no more than that.
+ * TRANSMISSION reads what there is into one buffer and takes requests out of it; the payload of a write that is not
+ * all there goes on straight
+ * into the request's own memory. Replies that are due at the end of a turn go out in one sendmsg. A connection has
+ * SLOTS requests in flight at
+ * most, and BYTES of payload; it is not read while it is at a limit, so a client that sends and does not read costs
+ * no more than that.
  *
- * Invariants: a slot is free, receiving (one at most), with the instance, or on `replies`; a connection is freed when it is CLOSING and none of
+ * Invariants: a slot is free, receiving (one at most), with the instance, or on `replies`; a connection is freed when
+ * it is CLOSING and none of
  * its slots is with the instance.
  */
 #include <endian.h>
@@ -406,7 +410,8 @@ static void take_requests(struct connection *c)
 
 static void say(struct connection *c, const void *data, size_t length)
 {
-    /* A few hundred bytes to a socket that is empty: one that cannot take them has a client that does not play by the rules. */
+    /* A few hundred bytes to a socket that is empty: one that cannot take them has a client that does not play by the
+     * rules. */
     if (c->state != CLOSING && send(c->fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)length)
         broken(c);
 }
