@@ -59,6 +59,7 @@ MODULES = (
     "vmw_vsock_virtio_transport",
     "erofs",
     "overlay",
+    "quota_v2",
     "virtio_net",
 )
 

@@ -19,7 +19,7 @@ from .fields import Fields
 from .reaper import Reaper
 from .server import Calls, Connection
 from .spec import parse_name, parse_resources, parse_spec
-from .storage import Volumes
+from .volumes import Volumes
 from .wire import FrameType
 
 
@@ -147,10 +147,10 @@ async def _shutdown(agent: Agent, on_shutdown: Any, args: dict[str, Any]) -> dic
 
 async def _volume_write(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
     fields = Fields(args, "volume.write")
-    root = agent.ready().volumes.path(parse_name(fields))
+    volume = agent.ready().volumes.get(parse_name(fields))
     files = publish.parse_files(fields)
     fields.done()
-    await asyncio.to_thread(publish.publish, root, files)
+    await asyncio.to_thread(publish.publish, volume.path, files, volume.spec.group)
     return {}
 
 
@@ -210,7 +210,8 @@ async def _freeze(agent: Agent, frozen: bool, args: dict[str, Any]) -> dict[str,
 
 async def _stats(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
     Fields(args, "container.stats").done()
-    return await stats.collect(agent.ready().containers)
+    engine = agent.ready()
+    return await stats.collect(engine.containers, engine.volumes)
 
 
 async def _probe(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from .reaper import Reaper, exit_code, exit_signal
 from .seccomp import Profiles
 from .server import complain
 from .spec import SECCOMP_DEFAULT, ContainerSpec, Resources
-from .storage import DATA, SHARED_MEMORY, Root, Volumes, discard, empty_trash
+from .storage import DATA, SHARED_MEMORY, Root, discard, empty_trash
 from .users import read_in_root, resolve
+from .volumes import Volumes
 
 MAX_CONTAINERS = 256
 
@@ -41,6 +42,7 @@ class Engine:
         self._profiles = Profiles()
         self._devices_confined: bool | None = None  # not tried yet
         self._locks: dict[str, asyncio.Lock] = {}
+        self._emptying: asyncio.Future[None] | None = None
 
     # ---- finding ----
 
@@ -117,7 +119,7 @@ class Engine:
     async def _start(self, container: Container) -> None:
         spec = container.spec
         self._prepare_log(container)
-        await container.root.mount(spec.image_disk)
+        await container.root.mount(spec.image_disk, self.volumes.quotas, spec.disk_bytes)
         try:
             context = self._context(container)
             with self.reaper.expecting():
@@ -130,6 +132,13 @@ class Engine:
             container.root.release_binds()
         container.exec_prefix = container_prefix(container)
         container.watcher = asyncio.create_task(self._watch(container, status))
+        if container.attempt:
+            self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        """In the background: the layer of the attempt before. One that is missed goes with the next."""
+        if self._emptying is None or self._emptying.done():
+            self._emptying = asyncio.get_running_loop().run_in_executor(None, empty_trash)
 
     def _prepare_log(self, container: Container) -> None:
         """Makes the log directory and drops all logs but the previous attempt's."""

@@ -17,6 +17,7 @@ from .errors import from_os, invalid
 from .fields import Fields
 
 DATA = "..data"
+_GROUP_READS = 0o440
 MAX_FILES = 4096
 MAX_BYTES = 3 * 1024 * 1024
 
@@ -54,16 +55,17 @@ def _file(fields: Fields) -> File:
     return File(path, data, mode)
 
 
-def publish(root: str, files: list[File]) -> None:
+def publish(root: str, files: list[File], group: int | None = None) -> None:
     """Makes these, and no others, the files of the volume at `root`. Blocks: run it in a thread.
 
+    :param group: may read them, whatever their modes say
     :raises AgentError: the volume is full, or two paths collide; the old files stay
     """
     folder = f"..{os.urandom(8).hex()}"
     try:
-        os.chmod(root, 0o755)
+        os.chmod(root, 0o755 if group is None else 0o2755)
         try:
-            _write(f"{root}/{folder}", files)
+            _write(f"{root}/{folder}", files, group)
             os.symlink(folder, f"{root}/{DATA}{folder}")
             os.rename(f"{root}/{DATA}{folder}", f"{root}/{DATA}")
         except OSError:
@@ -74,7 +76,7 @@ def publish(root: str, files: list[File]) -> None:
         raise from_os("volume.write", e) from e
 
 
-def _write(folder: str, files: list[File]) -> None:
+def _write(folder: str, files: list[File], group: int | None) -> None:
     os.mkdir(folder, 0o755)
     for file in files:
         path = f"{folder}/{file.path}"
@@ -82,7 +84,9 @@ def _write(folder: str, files: list[File]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as out:
             out.write(file.data)
-        os.chmod(path, file.mode)
+        if group is not None:
+            os.chown(path, -1, group)
+        os.chmod(path, file.mode if group is None else file.mode | _GROUP_READS)
 
 
 def _link(root: str, names: set[str], folder: str) -> None:

@@ -19,6 +19,7 @@ from . import storage
 from .errors import UNAVAILABLE, AgentError, conflict, from_os, invalid
 from .fields import Fields
 from .spec import parse_name
+from .volumes import Volumes, VolumeSpec
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
@@ -55,8 +56,9 @@ class Settings(NamedTuple):
     network: Network | None
     data_disk: str | None
     hosts: list[tuple[str, str]]
-    volumes: list[tuple[str, str, int | None]]
+    volumes: list[VolumeSpec]
     share_process_namespace: bool
+    quotas: bool
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -74,6 +76,7 @@ def parse(args: dict[str, Any]) -> Settings:
         hosts=_hosts(fields),
         volumes=[_volume(f) for f in fields.objects("volumes")],
         share_process_namespace=fields.flag("share_process_namespace"),
+        quotas=fields.flag("quotas"),
     )
     fields.done()
     return settings
@@ -143,12 +146,15 @@ def _hosts(fields: Fields) -> list[tuple[str, str]]:
     return [(row[0], row[1]) for row in rows]
 
 
-def _volume(fields: Fields) -> tuple[str, str, int | None]:
-    name = parse_name(fields)
-    medium = fields.choice("medium", ("disk", "memory"), "disk")
-    size = fields.integer("size_bytes", None, low=4096)
+def _volume(fields: Fields) -> VolumeSpec:
+    spec = VolumeSpec(
+        name=parse_name(fields),
+        medium=fields.choice("medium", ("disk", "memory"), "disk"),
+        size_bytes=fields.integer("size_bytes", None, low=4096),
+        group=fields.integer("group", None, high=2**32 - 2),
+    )
     fields.done()
-    return name, medium, size
+    return spec
 
 
 # ---- doing it --------------------------------------------------------------------------------------------------------
@@ -244,7 +250,7 @@ def unconfigure_network(interface: str) -> None:
 class Setup:
     """Does it, once."""
 
-    def __init__(self, volumes: storage.Volumes) -> None:
+    def __init__(self, volumes: Volumes) -> None:
         self.done = False
         self.network: Network | None = None  # as it has been configured
         self._busy = False
@@ -262,10 +268,11 @@ class Setup:
             socket.sethostname(settings.hostname)
             self.connect(settings.network)
             storage.make_directories()
-            await storage.mount_data(settings.data_disk)
+            await storage.mount_data(settings.data_disk, quotas=settings.quotas)
+            self._volumes.quotas.on = settings.quotas
             _write_name_files(settings)
-            for name, medium, size in settings.volumes:
-                self._volumes.add(name, medium, size)
+            for volume in settings.volumes:
+                self._volumes.add(volume)
             self.done = True
         except OSError as e:
             raise from_os("setup", e) from e

@@ -25,6 +25,13 @@ class User(NamedTuple):
     home: str | None = None
 
 
+class NamedUser(NamedTuple):
+    """A text that the image's /etc/passwd resolves, and groups beside those that it has there."""
+
+    name: str
+    groups: tuple[int, ...]
+
+
 class Resources(NamedTuple):
     """Limits; None is no limit. `cpu_quota_us` is microseconds of CPU time in each 100 ms."""
 
@@ -70,7 +77,7 @@ class ContainerSpec(NamedTuple):
     argv: list[str]
     env: list[str]
     cwd: str
-    user: User | str
+    user: User | NamedUser | str
     hostname: str | None
     tty: bool
     stdin: bool
@@ -89,6 +96,7 @@ class ContainerSpec(NamedTuple):
     log_files: int
     oom_score_adj: int
     message: Message | None
+    disk_bytes: int | None
 
 
 def parse_spec(args: object) -> ContainerSpec:
@@ -121,6 +129,7 @@ def parse_spec(args: object) -> ContainerSpec:
         log_files=fields.integer("log_files", 2, low=1, high=100),
         oom_score_adj=fields.integer("oom_score_adj", 0, low=-1000, high=1000),
         message=_message(fields),
+        disk_bytes=fields.integer("disk_bytes", None, low=1),
     )
     fields.done()
     check_command(spec.argv, spec.env, "container")
@@ -148,18 +157,20 @@ def parse_env(fields: Fields) -> list[str]:
 
 
 def parse_user(fields: Fields, default: Any) -> Any:
-    """``user``: numbers, or a text that the image's /etc/passwd resolves."""
+    """``user``: numbers, a text that the image's /etc/passwd resolves, or such a text and further groups."""
     value = fields.take("user", object, "an object or a text", default)
     if value is default or isinstance(value, str):
         return value
     user = Fields(value, fields.path("user"))
-    uid = user.integer("uid", high=2**32 - 2)
-    gid = user.integer("gid", 0, high=2**32 - 2)
+    name = user.text("name", None)
+    uid, gid = 0, 0
+    if name is None:
+        uid, gid = user.integer("uid", high=2**32 - 2), user.integer("gid", 0, high=2**32 - 2)
     groups = user.take("groups", list, "a list of numbers", [])
     user.done()
     if len(groups) > 1000 or not all(isinstance(g, int) and 0 <= g < 2**32 - 1 for g in groups):
         raise invalid(f"{user.path('groups')}: must be at most 1000 group numbers")
-    return User(uid, gid, tuple(groups))
+    return User(uid, gid, tuple(groups)) if name is None else NamedUser(name, tuple(groups))
 
 
 def parse_resources(fields: Fields) -> Resources:

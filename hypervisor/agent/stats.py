@@ -9,6 +9,7 @@ from typing import Any
 from .cgroup import read_text
 from .container import Container
 from .storage import DATA, disk_usage
+from .volumes import Volumes
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
@@ -30,9 +31,13 @@ def guest() -> dict[str, Any]:
     }
 
 
-async def collect(containers: dict[str, Container]) -> dict[str, Any]:
-    """The call's result; the walk over the writable layers runs in a thread."""
-    names = list(containers)
-    disks = await asyncio.to_thread(lambda: {n: disk_usage(f"{DATA}/containers/{n}/upper") for n in names})
-    found = {n: {**containers[n].cgroup.stats(), "disk_bytes": disks[n]} for n in names if n in containers}
-    return {"containers": found, "guest": guest()}
+async def collect(containers: dict[str, Container], volumes: Volumes) -> dict[str, Any]:
+    """The call's result; what the kernel does not count is walked through in a thread."""
+    names = dict(containers)
+    disks, used = await asyncio.to_thread(lambda: ({n: _on_disk(c) for n, c in names.items()}, volumes.usage()))
+    found = {n: {**containers[n].cgroup.stats(), **disks[n]} for n in names if n in containers}
+    return {"containers": found, "volumes": used, "guest": guest()}
+
+
+def _on_disk(container: Container) -> dict[str, int]:
+    return {"disk_bytes": container.root.disk_usage(), "log_bytes": disk_usage(container.log_directory)}

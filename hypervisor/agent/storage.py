@@ -1,4 +1,4 @@
-"""Disks and mounts: the pod's data disk, image disks, volumes, and a container's root.
+"""Disks and mounts: the pod's data disk, image disks, and a container's root.
 
 Everything that grows lies on the data disk, so that a container that fills it gets ENOSPC and nothing else breaks.
 Containers cannot reach these mounts but through their own mount namespaces; paths that a request names inside a volume
@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from . import syscalls
 from .cgroup import read_text
-from .errors import UNAVAILABLE, AgentError, conflict, from_os, invalid, not_found
+from .errors import UNAVAILABLE, AgentError, from_os, not_found
+from .quota import MOUNT_OPTION, Quotas
 from .spec import File, VolumeMount
 
 DATA = "/data"
@@ -54,9 +55,10 @@ async def find_disk(serial: str) -> str:
     raise not_found(f"disk {serial}: no virtio disk with that serial has appeared within {_DISK_WAIT_S:g} s")
 
 
-async def mount_data(serial: str | None) -> None:
+async def mount_data(serial: str | None, *, quotas: bool = False) -> None:
     """Mounts the pod's writable disk (ext4) at /data; without a serial, memory takes its place.
 
+    :param quotas: the disk was made for them, and they are to hold
     :raises AgentError: the disk is missing or cannot be mounted
     """
     if os.path.ismount(DATA):  # setup failed later on and is being repeated
@@ -66,7 +68,8 @@ async def mount_data(serial: str | None) -> None:
         if serial is None:
             syscalls.mount("data", DATA, "tmpfs", flags, "mode=0755")
         else:
-            syscalls.mount(await find_disk(serial), DATA, "ext4", flags | syscalls.MS_RELATIME, "errors=remount-ro")
+            options = "errors=remount-ro" + (f",{MOUNT_OPTION}" if quotas else "")
+            syscalls.mount(await find_disk(serial), DATA, "ext4", flags | syscalls.MS_RELATIME, options)
         for name in ("containers", "volumes", "logs", "etc", "trash"):
             os.makedirs(f"{DATA}/{name}", mode=0o755, exist_ok=True)
         syscalls.mount("shm", SHARED_MEMORY, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777,size=65536k")
@@ -98,10 +101,13 @@ class Root:
         self.path = f"{self.directory}/rootfs"
         self._layers = f"{DATA}/containers/{name}"
         self._binds = 0
+        self._project = 0
+        self._quotas: Quotas | None = None
 
-    async def mount(self, image_disk: str) -> None:
+    async def mount(self, image_disk: str, quotas: Quotas, limit: int | None) -> None:
         """Makes a fresh writable layer and mounts the whole; an earlier one is discarded.
 
+        :param limit: of the writable layer, in bytes; holds where there are quotas
         :raises AgentError: the image disk is missing, the data disk is full
         """
         if os.path.lexists(self._layers):
@@ -109,6 +115,9 @@ class Root:
         lower = await mount_image(image_disk)
         upper, work = f"{self._layers}/upper", f"{self._layers}/work"
         try:
+            if quotas.on:
+                os.makedirs(self._layers)
+                self._quotas, self._project = quotas, quotas.assign(self._layers, limit)
             for path in (upper, work, f"{self._layers}/files", self.path, f"{self.directory}/binds"):
                 os.makedirs(path, exist_ok=True)
             os.chmod(upper, 0o755)
@@ -123,6 +132,12 @@ class Root:
         with suppress(OSError):  # not mounted
             syscalls.unmount(self.path, syscalls.MNT_DETACH)
         discard(self._layers)
+
+    def disk_usage(self) -> int:
+        """Bytes of its writable layer. Blocks, where the kernel does not count them: run it in a thread."""
+        if self._quotas is not None:
+            return self._quotas.used(self._project)
+        return disk_usage(f"{self._layers}/upper")
 
     def open(self) -> int:
         """A descriptor of the root directory."""
@@ -215,49 +230,6 @@ def _make_below(root: int, parts: list[str]) -> None:
             pass
         finally:
             os.close(parent)
-
-
-# ---- volumes ---------------------------------------------------------------------------------------------------------
-
-
-class Volumes:
-    """The pod's volumes, which live as long as the pod."""
-
-    def __init__(self) -> None:
-        self._paths: dict[str, str] = {}
-
-    def add(self, name: str, medium: str, size_bytes: int | None) -> None:
-        """Makes an empty volume that anybody may write to.
-
-        :raises AgentError: Conflict; there is one of that name
-        """
-        if name in self._paths:
-            raise conflict(f"volume {name}: exists already")
-        path = f"{DATA}/volumes/{name}" if medium == "disk" else f"{MEMORY_VOLUMES}/{name}"
-        try:
-            os.makedirs(path, exist_ok=True)
-            if medium == "memory" and not os.path.ismount(path):
-                size = f"size={size_bytes}" if size_bytes else "size=50%"
-                flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
-                syscalls.mount("volume", path, "tmpfs", flags, f"mode=0777,{size}")
-            os.chmod(path, 0o777)
-        except OSError as e:
-            raise from_os(f"volume {name}", e) from e
-        self._paths[name] = path
-
-    def forget(self) -> None:
-        """Setup has failed and may be repeated."""
-        self._paths.clear()
-
-    def path(self, name: str) -> str:
-        """The volume's directory.
-
-        :raises AgentError: Invalid; the pod has no such volume
-        """
-        if name not in self._paths:
-            have = ", ".join(sorted(self._paths)) or "none"
-            raise invalid(f"container.mounts: the pod has no volume {name!r} (it has: {have})")
-        return self._paths[name]
 
 
 # ---- removing --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ RESOLVE_IN_ROOT = 0x10
 _X86 = os.uname().machine == "x86_64"
 _SYS_OPENAT2 = 437
 _SYS_BPF = 321 if _X86 else 280
+_SYS_QUOTACTL_FD = 443
 _SYS_SIGNALFD4 = 289 if _X86 else 74
 _SYS_REBOOT = 169 if _X86 else 142
 _MCL_CURRENT = 1
@@ -93,6 +94,13 @@ def signal_descriptor(number: int) -> int:
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2) with the bytes of its union; a descriptor, close-on-exec, where the command gives one."""
     return _check(int(_libc.syscall(_SYS_BPF, command, attributes, ctypes.c_size_t(len(attributes)))))
+
+
+def quotactl(fd: int, command: int, kind: int, number: int, block: bytearray) -> None:
+    """quotactl_fd(2) on the file system of `fd`; `block` is a struct if_dqblk, read or written."""
+    buffer = (ctypes.c_char * len(block)).from_buffer(block)
+    code = ctypes.c_uint32(command << 8 | kind)
+    _check(int(_libc.syscall(_SYS_QUOTACTL_FD, fd, code, ctypes.c_uint32(number), buffer)), "quota")
 
 
 def populate() -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 
 from .errors import invalid
-from .spec import User
+from .spec import NamedUser, User
 from .syscalls import open_in_root
 
 MAX_DATABASE = 4 * 1024 * 1024
@@ -35,7 +35,7 @@ def read_in_root(root: int, path: str) -> str:
         os.close(fd)
 
 
-def resolve(wanted: User | str, passwd: str, group: str) -> User:
+def resolve(wanted: User | NamedUser | str, passwd: str, group: str) -> User:
     """The numbers, groups and home directory of `wanted`: numbers, ``name``, ``uid``, ``name:group``, ``uid:gid``.
 
     As docker does it: a name must be in the image; a number need not be. Without ``:group`` the user gets its group of
@@ -46,6 +46,9 @@ def resolve(wanted: User | str, passwd: str, group: str) -> User:
     if isinstance(wanted, User):
         entry = _find(passwd, 2, str(wanted.uid))
         return wanted._replace(home=entry[5] if entry else None)
+    if isinstance(wanted, NamedUser):
+        found = resolve(wanted.name, passwd, group)
+        return found._replace(groups=tuple(sorted({*found.groups, *wanted.groups}))[:1000])
     user, colon, group_name = wanted.partition(":")
     user = user or "0"
     entry = _find(passwd, 0, user) or (_find(passwd, 2, user) if user.isdecimal() else None)

@@ -89,6 +89,7 @@ _POD = (
         "spec.imagePullSecrets",
         "spec.volumes[].name",
         "spec.volumes[].emptyDir.medium",
+        "spec.volumes[].emptyDir.sizeLimit",
         "spec.volumes[].configMap",
         "spec.volumes[].secret",
         "spec.volumes[].downwardAPI",
@@ -96,11 +97,9 @@ _POD = (
         "spec.securityContext.runAsUser",
         "spec.securityContext.runAsGroup",
         "spec.securityContext.runAsNonRoot",
+        "spec.securityContext.fsGroup",
         "spec.securityContext.supplementalGroups",
         "spec.securityContext.seccompProfile.type",
-    ),
-    *_honoured(
-        "of memory volumes; one on the disk is bounded by the pod's disk only", "spec.volumes[].emptyDir.sizeLimit"
     ),
     *_ignored(
         "one host: there is nothing to schedule",
@@ -114,6 +113,7 @@ _POD = (
         "spec.priorityClassName",
         "spec.preemptionPolicy",
     ),
+    *_ignored("volumes begin empty: there is nothing to change", "spec.securityContext.fsGroupChangePolicy"),
     *_ignored("every pod here is a VM of its own", "spec.runtimeClassName", "spec.hostUsers"),
     *_ignored("matters to a token volume only", "spec.serviceAccountName", "spec.serviceAccount"),
     *_ignored("there are no services to link", "spec.enableServiceLinks"),
@@ -137,8 +137,6 @@ _POD = (
             )
         ),
     ),
-    *_refused("volumes are not given to a group yet", "spec.securityContext.fsGroup"),
-    *_refused("volumes are not given to a group yet", "spec.securityContext.fsGroupChangePolicy", harmless=("Always",)),
     *_refused("not supported yet", "spec.securityContext.supplementalGroupsPolicy", harmless=("Merge",)),
     *_refused("not supported yet", "spec.securityContext.sysctls", harmless=([],)),
     *_refused("profiles of the host do not reach the guest", "spec.securityContext.seccompProfile.localhostProfile"),

@@ -141,6 +141,7 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
         node_name=spec.get("nodeName") or "",
         service_account=spec.get("serviceAccountName") or "",
         pull_secrets=tuple(s["name"] for s in spec.get("imagePullSecrets") or () if s.get("name")),
+        fs_group=parse_id((spec.get("securityContext") or {}).get("fsGroup"), "spec.securityContext.fsGroup"),
     )
 
 
@@ -241,7 +242,8 @@ def _inside(path: str, where: str) -> None:
 def _pod_security(data: Object) -> Security:
     where = "spec.securityContext"
     user = parse_id(data.get("runAsUser"), f"{where}.runAsUser")
-    groups = data.get("supplementalGroups") or ()
+    groups = [*(data.get("supplementalGroups") or ())]
+    groups += [] if data.get("fsGroup") is None else [data["fsGroup"]]
     return Security(
         user=user,
         group=parse_id(data.get("runAsGroup"), f"{where}.runAsGroup"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from hypervisor.controller.eviction import EVICTED
 from hypervisor.controller.manifest import TIMING_ANNOTATION
 from hypervisor.controller.record import NS, ContainerRecord, Phase, PodRecord, Running, State, Terminated, Waiting
 from hypervisor.controller.spec import ContainerSpec, PodSpec, Resources, RestartPolicy
@@ -76,6 +77,7 @@ def _status(spec: PodSpec, created: float, record: PodRecord) -> dict[str, Any]:
         "conditions": _conditions(record, created),
         "startTime": rfc3339(created),
         "hostIP": "127.0.0.1",
+        "hostIPs": [{"ip": "127.0.0.1"}],
         "qosClass": qos_class(spec),
         "containerStatuses": [_container(spec, spec.container(c.name), c) for c in record.containers],
     }
@@ -111,7 +113,13 @@ def _conditions(record: PodRecord, created: float) -> list[dict[str, Any]]:
         _condition("Ready", record.ready, done, record.ready_at or created),
         _condition("ContainersReady", record.ready, done, record.ready_at or created),
         _condition("PodScheduled", True, "", created),
+        *([_evicted(record, created)] if record.reason == EVICTED else []),
     ]
+
+
+def _evicted(record: PodRecord, created: float) -> dict[str, Any]:
+    condition = _condition("DisruptionTarget", True, "", record.intent.at or created)
+    return condition | {"reason": "TerminationByKubelet", "message": record.message}
 
 
 def _condition(kind: str, met: bool, why_not: str, since: float) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from hypervisor.controller import store
 from hypervisor.controller.archive import archive_logs, save_console
 from hypervisor.controller.concurrency import first
 from hypervisor.controller.environment import fetch_external
+from hypervisor.controller.eviction import EVICTED, GRACE_S, wait_exceeded
 from hypervisor.controller.journal import Journal, new_record
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.paths import PodPaths
@@ -53,6 +54,7 @@ from hypervisor.controller.vm_session import Arguments, VmSession, rounded
 from hypervisor.controller.volumes import RETRY_S, Contents, ObjectVolumes
 from hypervisor.errors import HvError, InvalidInput, VmFailed
 from hypervisor.images.model import Image
+from hypervisor.introspect.agent import AgentClient
 
 LOST_EXIT_CODE = 137
 """What Kubernetes gives a container that went away with its sandbox."""
@@ -210,7 +212,12 @@ class PodVm:
             if arguments is None or self.machine is None:
                 return
             session = self._session(self.machine, images, arguments)
-        await first(session.run(self._wait_stop), self._wait_killed(), self._volumes.keep(session.agent))
+        await first(
+            session.run(self._wait_stop),
+            self._wait_killed(),
+            self._volumes.keep(session.agent),
+            self._evict(session.agent),
+        )
         self._end_ran()
 
     async def _interruptible(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -328,6 +335,14 @@ class PodVm:
         message = f"the pod was active for longer than activeDeadlineSeconds ({self.pod.deadline_s})"
         self._journal.update(reason="DeadlineExceeded", message=message)
         await self.request_stop()
+
+    async def _evict(self, agent: AgentClient) -> None:
+        """Stops a pod that takes more than its limits; never returns, since the stop is seen elsewhere."""
+        message = await wait_exceeded(agent, self.pod, self._services.times.storage_s)
+        if self._wanted == "run":
+            self._journal.update(reason=EVICTED, message=message)
+            await self.request_stop(GRACE_S)
+        await asyncio.Event().wait()
 
     # ---- its ends ----------------------------------------------------------------------------------------------------
 

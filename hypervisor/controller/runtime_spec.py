@@ -11,7 +11,8 @@ from typing import Any
 from hypervisor.controller.environment import NOTHING, External, expand, resource_value
 from hypervisor.controller.fieldrefs import pod_field
 from hypervisor.controller.podstatus import GUEST_ADDRESS
-from hypervisor.controller.spec import ContainerSpec, PodSpec, Security, VolumeMount
+from hypervisor.controller.sizing import has_disk_limits
+from hypervisor.controller.spec import ContainerSpec, PodSpec, VolumeMount
 from hypervisor.errors import InvalidInput
 from hypervisor.images.model import Image, ImageConfig
 
@@ -71,19 +72,9 @@ def user_of(container: ContainerSpec, image: ImageConfig) -> dict[str, Any] | st
             )
         if int(uid) == 0:
             raise InvalidInput(f"container {container.name}: runAsNonRoot, and image {container.image} runs as root")
-    if security.user is None:
-        return _with_groups(name, security)
-    if security.group is None and not security.groups:
-        return str(security.user)
-    return {"uid": security.user, "gid": security.group or 0, "groups": list(security.groups)}
-
-
-def _with_groups(name: str, security: Security) -> dict[str, Any] | str:
-    """The image's user; with supplemental groups only where its ids need no look-up in the guest."""
-    uid, _, gid = name.partition(":")
-    if security.groups and uid.isdigit() and (gid or "0").isdigit():
-        return {"uid": int(uid), "gid": int(gid or 0), "groups": list(security.groups)}
-    return name
+    if security.user is not None:
+        name = str(security.user) if security.group is None else f"{security.user}:{security.group}"
+    return {"name": name, "groups": list(security.groups)} if security.groups else name
 
 
 def container_arguments(
@@ -127,6 +118,7 @@ def container_arguments(
             "from_logs": container.care.message_from_logs,
         },
         "stop_signal": image.config.stop_signal or "SIGTERM",
+        "disk_bytes": resources.disk_limit,
     }
 
 
@@ -171,6 +163,9 @@ def setup_arguments(pod: PodSpec) -> dict[str, Any]:
         "net": net,
         "data_disk": DATA_DISK,
         "hosts": [list(alias) for alias in (*_own_name(pod), *pod.host_aliases)],
-        "volumes": [{"name": v.name, "medium": v.medium, "size_bytes": v.size_bytes} for v in pod.volumes],
+        "volumes": [
+            {"name": v.name, "medium": v.medium, "size_bytes": v.size_bytes, "group": pod.fs_group} for v in pod.volumes
+        ],
         "share_process_namespace": pod.share_process_namespace,
+        "quotas": has_disk_limits(pod),
     }

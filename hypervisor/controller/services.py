@@ -27,12 +27,14 @@ class Times:
     :ivar agent_s: an agent that does not answer for so long is given up, and its VM with it
     :ivar linger_s: how long an ended pod's VM waits for sessions that still read from it
     :ivar archive_s: for taking the logs out of a VM that is about to go
+    :ivar storage_s: between two looks at what a pod with limits takes of its disk
     """
 
     boot_s: float = 90.0
     agent_s: float = 15.0
     linger_s: float = 10.0
     archive_s: float = 120.0
+    storage_s: float = 10.0
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
 
 

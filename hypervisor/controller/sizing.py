@@ -21,17 +21,22 @@ PROCESS_OVERHEAD = 160 * MIB
 HOST_RESERVE = 256 * MIB
 """Left to everything else on the host."""
 DEFAULT_DISK = 1024 * MIB
+MAX_IMPLIED_DISK = 256 * 1024 * MIB
+"""However much volumes and containers may take; who needs more says so."""
 MIN_DISK = 16 * MIB
+FILE_SYSTEM = 16 * MIB
+"""For the file system itself and the logs, beside what limits promise."""
 MAX_VCPUS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class VmSize:
-    """What a pod's VM is made of."""
+    """What a pod's VM is made of. `quotas`: directories of its disk have limits."""
 
     vcpus: int
     memory_bytes: int
     disk_bytes: int
+    quotas: bool = False
 
     @property
     def promised_bytes(self) -> int:
@@ -52,13 +57,14 @@ def vm_size(pod: PodSpec, *, host_cpus: int | None = None) -> VmSize:
         raise InvalidInput(
             f"the pod requests {requested}m of CPU; this host has {cpus * 1000}m", where="spec.containers"
         )
-    groups = _together(pod)
+    groups = running_together(pod)
     wanted = max(*map(_millis, groups), 1)
     memory = max(*map(_memory, groups), 0)
     return VmSize(
         vcpus=min(-(-wanted // 1000), cpus, MAX_VCPUS),
         memory_bytes=-(-(memory + GUEST_OVERHEAD) // MIB) * MIB,
         disk_bytes=_disk(pod),
+        quotas=has_disk_limits(pod),
     )
 
 
@@ -67,7 +73,7 @@ def default_size() -> VmSize:
     return VmSize(vcpus=1, memory_bytes=CONTAINER_MEMORY + GUEST_OVERHEAD, disk_bytes=DEFAULT_DISK)
 
 
-def _together(pod: PodSpec) -> list[list[ContainerSpec]]:
+def running_together(pod: PodSpec) -> list[list[ContainerSpec]]:
     """Containers that run at the same time: sidecars so far and each init container, then all sidecars and the rest."""
     groups: list[list[ContainerSpec]] = []
     sidecars: list[ContainerSpec] = []
@@ -87,12 +93,24 @@ def _memory(containers: Iterable[ContainerSpec]) -> int:
     return sum(limits)
 
 
+def has_disk_limits(pod: PodSpec) -> bool:
+    """Whether any part of it may take so much of the disk and no more."""
+    limited = any(c.resources.disk_limit for c in (*pod.init_containers, *pod.containers))
+    return limited or any(v.medium == "disk" and v.size_bytes for v in pod.volumes)
+
+
 def _disk(pod: PodSpec) -> int:
+    """What was asked for by name, else room for all limits and for what has none."""
+    if pod.disk_bytes is not None and pod.disk_bytes < MIN_DISK:
+        least = format_bytes(MIN_DISK)
+        raise InvalidInput(f"a disk of {pod.disk_bytes} bytes; a pod needs {least} at least", where="spec")
     limits = [c.resources.disk_limit for c in (*pod.init_containers, *pod.containers)]
-    size = pod.disk_bytes or sum(limit or 0 for limit in limits) or DEFAULT_DISK
-    if size < MIN_DISK:
-        raise InvalidInput(f"a disk of {size} bytes; a pod needs {format_bytes(MIN_DISK)} at least", where="spec")
-    return -(-size // MIB) * MIB
+    volumes = sum(v.size_bytes or 0 for v in pod.volumes if v.medium == "disk")
+    unlimited = DEFAULT_DISK if None in limits else 0
+    wanted = pod.disk_bytes or sum(limit or 0 for limit in limits) + volumes + unlimited
+    if pod.disk_bytes is None and has_disk_limits(pod):
+        wanted = min(wanted + wanted // 32 + FILE_SYSTEM, MAX_IMPLIED_DISK)
+    return -(-wanted // MIB) * MIB
 
 
 def available_memory() -> int:

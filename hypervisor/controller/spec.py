@@ -209,7 +209,7 @@ class Network:
 class PodSpec:
     """One pod; `hostname` is what the kernel is told, `fqdn` its name in the cluster's domain if it has a subdomain.
     Containers keep the manifest's order; `grace_s` and `deadline_s` are seconds; a `cold` one's VM boots
-    instead of being cloned from a template.
+    instead of being cloned from a template; volumes belong to `fs_group`, which every container is in.
     """
 
     namespace: str
@@ -232,6 +232,7 @@ class PodSpec:
     node_name: str = ""
     service_account: str = ""
     pull_secrets: tuple[str, ...] = ()
+    fs_group: int | None = None
 
     @property
     def key(self) -> tuple[str, str]:

@@ -22,7 +22,8 @@ async def usage(pods: Pods) -> dict[str, Any]:
 
 
 async def _usage(pod: PodVm) -> dict[str, Any]:
-    found: dict[str, Any] = {"namespace": pod.pod.namespace, "name": pod.pod.name, "vm": {}, "containers": {}}
+    found: dict[str, Any] = {"namespace": pod.pod.namespace, "name": pod.pod.name}
+    found |= {"vm": {}, "containers": {}, "volumes": {}}
     machine = pod.machine
     if machine is None:
         return found
@@ -34,7 +35,7 @@ async def _usage(pod: PodVm) -> dict[str, Any]:
     if pod.journal.record.vm_up:
         try:
             stats = await AgentClient(machine.address).call("container.stats", timeout=PATIENCE_S)
-            found |= {"containers": stats.get("containers") or {}, "guest": stats.get("guest") or {}}
+            found |= {part: stats.get(part) or {} for part in ("containers", "volumes", "guest")}
         except HvError as e:
             found["error"] = str(e)
     return found

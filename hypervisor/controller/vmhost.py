@@ -64,7 +64,7 @@ class VmHost:
 
     async def _warm(self, config: VmConfig, request: VmRequest) -> Machine | None:
         """A VM out of the pool, with the pod's images in it; None where there is none that would do."""
-        if self.pool is None or request.cold or len(config.image_disks) > IMAGE_SLOTS:
+        if self.pool is None or request.cold or request.size.quotas or len(config.image_disks) > IMAGE_SLOTS:
             return None
         warm = self.pool.take(kind_of(config))
         if warm is None:
@@ -136,7 +136,7 @@ class VmHost:
             vcpus=size.vcpus,
             net=request.network,
             image_disks=tuple(ImageDisk(serial=serial, path=path) for serial, path in request.images),
-            data_disk=DataDisk(size_bytes=size.disk_bytes),
+            data_disk=DataDisk(size_bytes=size.disk_bytes, quotas=size.quotas),
             accelerator=self.accelerator,
         )
 
@@ -168,6 +168,7 @@ class HostedVm:
         self._identities = host.identities
         self._templates = host.templates
         self._recording: asyncio.Task[None] | None = None
+        vm.trim_when_idle()
 
     @property
     def address(self) -> VsockAddress:

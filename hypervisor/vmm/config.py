@@ -52,10 +52,12 @@ class DataDisk:
     :param size_bytes: a multiple of 4096; what a full one gives the guest is ENOSPC
     :param preallocate: reserve all of it now (a start fails where the host lacks it); else the file is sparse, and a
         host that runs out pauses the VM (event ``BLOCK_IO_ERROR``), which `RunningVm.resume` lets go on
+    :param quotas: the guest may mount it with limits of directories (``prjquota``)
     """
 
     size_bytes: int = GIB
     preallocate: bool = False
+    quotas: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

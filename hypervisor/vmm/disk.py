@@ -23,6 +23,8 @@ from hypervisor.vmm.uncut import uncut
 #: what must be free on the host's file system beyond a preallocated disk, bytes
 RESERVE = 128 * MIB
 _FEATURES = "^has_journal,^resize_inode,^huge_file,sparse_super2"
+_QUOTAS = ("quota,project", "quotatype=prjquota")
+"""Feature and option of a disk whose directories may have limits."""
 
 
 async def make_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> None:
@@ -36,7 +38,7 @@ async def make_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> Non
     remove = functools.partial(path.unlink, missing_ok=True)
     await uncut(functools.partial(_make_file, path, disk), remove)
     try:
-        await _format(path, mke2fs)
+        await _format(path, mke2fs, quotas=disk.quotas)
         if disk.preallocate:  # after mke2fs: it zeroes by punching holes where the file system has no other way
             await asyncio.to_thread(_allocate, path, disk.size_bytes)
     except BaseException:
@@ -75,10 +77,12 @@ def _allocate(path: Path, size: int) -> None:
         os.close(fd)
 
 
-async def _format(path: Path, mke2fs: Path) -> None:
-    options = "nodiscard,lazy_itable_init=1,root_owner=0:0,num_backup_sb=0"
+async def _format(path: Path, mke2fs: Path, *, quotas: bool) -> None:
+    features, options = _FEATURES, "nodiscard,lazy_itable_init=1,root_owner=0:0,num_backup_sb=0"
+    if quotas:
+        features, options = f"{features},{_QUOTAS[0]}", f"{options},{_QUOTAS[1]}"
     process = await asyncio.create_subprocess_exec(
-        str(mke2fs), "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-O", _FEATURES, "-E", options, str(path),
+        str(mke2fs), "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-O", features, "-E", options, str(path),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -36,7 +36,7 @@ from hypervisor.controller.backoff import BackoffPolicy
 from hypervisor.controller.hostd import HostConfig, serve
 from hypervisor.controller.paths import state_directory
 from hypervisor.controller.services import Times
-times = Times(boot_s=float(sys.argv[2]), agent_s=5, backoff=BackoffPolicy(initial_s=0.5, cap_s=2))
+times = Times(boot_s=float(sys.argv[2]), agent_s=5, storage_s=1, backoff=BackoffPolicy(initial_s=0.5, cap_s=2))
 asyncio.run(serve(HostConfig(state_directory(sys.argv[1]), times=times)))
 """
 

@@ -5,10 +5,13 @@ The daemon has short back-offs; everything else is as users have it.
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import HV, wait_for
 from test_hostd import Daemon, daemon, state_of
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
@@ -33,6 +36,16 @@ def status(pod: Any, name: str) -> Any:
 
 def condition(pod: Any, kind: str) -> str:
     return next(str(c["status"]) for c in pod["status"]["conditions"] if c["type"] == kind)
+
+
+def log(daemon: Daemon, pod: str, name: str) -> str:
+    return str(daemon.call("GET", f"/containerLogs/default/{pod}/{name}"))
+
+
+def run_in(daemon: Daemon, pod: str, name: str, *command: str) -> str:
+    argv = [HV, "exec", "-c", name, pod, "--", *command]
+    environment = os.environ | {"HV_STATE_DIR": str(daemon.state)}
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @pytest.fixture
@@ -113,3 +126,44 @@ def test_sidecar_serves_the_main_container_and_ends_after_it(daemon: Daemon, rem
     assert state_of(pod)["terminated"]["exitCode"] == 0
     assert status(pod, "web")["state"]["terminated"]["exitCode"] == 0
     assert daemon.log("job") == "fine\n"
+
+
+# ---- what a pod takes of its disk ------------------------------------------------------------------------------------
+
+
+def test_who_takes_more_than_the_limit_is_stopped_and_its_pod_evicted(daemon: Daemon, removed: list[str]) -> None:
+    mount = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    limit = {"resources": {"limits": {"ephemeral-storage": "8Mi"}}}
+    full = "dd if=/dev/zero of=/v/x bs=64k count=900 2>&1; ls -ld /v; id -G; wc -c < /v/x"
+    calm = container("calm", "head -c 7000000 /dev/zero > /x && echo fits; exec sleep 1000", **limit)
+    volumes = [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]
+    context = {"fsGroup": 2000, "runAsUser": 1000, "runAsGroup": 1000, "supplementalGroups": [3000]}
+    greedy = container("greedy", f"until [ -e /v/go ]; do sleep 0.1; done; {full}; exec sleep 1000", **mount)
+    calm["securityContext"] = {"runAsUser": 0}
+    daemon.run("greedy", "", policy="Always", containers=[calm, greedy], volumes=volumes, securityContext=context)
+    removed.append("greedy")
+    daemon.wait("greedy", lambda p: condition(p, "Ready") == "True", "runs")
+    wait_for(lambda: "fits" in log(daemon, "greedy", "calm"), "what fits is written")
+    usage = daemon.call("GET", "/hv/v1/top")["pods"][0]
+    assert usage["volumes"]["v"]["used_bytes"] < 65536 and usage["volumes"]["v"]["capacity_bytes"] == 1 << 20
+    assert 7_000_000 < usage["containers"]["calm"]["disk_bytes"] < 8 << 20
+    run_in(daemon, "greedy", "greedy", "touch", "/v/go")
+    pod = daemon.wait_phase("greedy", "Failed")
+    assert pod["status"]["reason"] == "Evicted"
+    assert pod["status"]["message"].startswith('Usage of EmptyDir volume "v" exceeds the limit "1Mi"')
+    assert condition(pod, "DisruptionTarget") == "True"
+    said = log(daemon, "greedy", "greedy")
+    assert "quota exceeded" in said.lower()
+    assert "drwxrwsrwx" in said and "2000" in said
+    assert "1000 2000 3000" in said
+    written = int(said.strip().splitlines()[-1])
+    assert written + 4096 > (1 << 20) and written <= (1 << 20) + (64 << 10)
+
+
+def test_the_layers_of_ended_attempts_are_given_back(daemon: Daemon, removed: list[str]) -> None:
+    limit = {"resources": {"limits": {"ephemeral-storage": "16Mi"}}}  # of a disk of 33 MiB
+    again = container("c", "dd if=/dev/zero of=/x bs=1M count=13 || exit 7; exit 1", **limit)
+    daemon.run("again", "", policy="OnFailure", containers=[again])
+    removed.append("again")
+    pod = daemon.wait("again", lambda p: status(p, "c")["restartCount"] >= 3, "it was started again")
+    assert status(pod, "c")["lastState"]["terminated"]["exitCode"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterable
+from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -27,12 +28,13 @@ MAX_REQUEST_LINE = 8 * 1024 * 1024
 RETRY_S = 5.0
 
 
-def kubelet_app(pods: Pods, callers: Callers, node: str) -> web.Application:
+def kubelet_app(pods: Pods, callers: Callers, node: str, folder: Path) -> web.Application:
     """The application. Errors outermost, so that a refusal is a Status too.
 
     :param node: the node's name
+    :param folder: where its pods' disks and its images lie
     """
-    stats, registry = NodeStats(pods, node), own_metrics(pods)
+    stats, registry = NodeStats(pods, node, folder), own_metrics(pods)
     app = web.Application(middlewares=[errors, callers.middleware(), in_session(pods)], client_max_size=0)
     app.on_response_prepare.append(note_started)
     add_routes(app, pods)

@@ -89,7 +89,7 @@ async def _parts(
     events = EventRecorder(client, "kubelet", config.name)
     node = NodeObject(client, config, facts, lambda: images_status(images), beats)
     certificate = ServingCertificate(client, config.name, config.address, _certificate_file(facts.state_dir))
-    app = kubelet_app(pods, Callers(client, config.name), config.name)
+    app = kubelet_app(pods, Callers(client, config.name), config.name, facts.state_dir)
     async with asyncio.TaskGroup() as group:
         group.create_task(node.run(), name="node")
         group.create_task(events.run(), name="events")

@@ -8,6 +8,7 @@ since the start.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -48,9 +49,10 @@ class Look(NamedTuple):
 class NodeStats:
     """The figures of one node. For one event loop; many may ask at once, one look is taken for all of them."""
 
-    def __init__(self, pods: Pods, node: str) -> None:
+    def __init__(self, pods: Pods, node: str, folder: Path) -> None:
         self._pods = pods
         self._node = node
+        self._folder = folder
         self._last: Look | None = None
         self._looking = asyncio.Lock()
 
@@ -65,7 +67,9 @@ class NodeStats:
         views = {(p.pod.namespace, p.pod.name): p.view() for p in self._pods}
         found = await usage(self._pods)
         taker = _Taker(self._last.samples if self._last else {}, time.time_ns())
-        node = {"nodeName": self._node, **taker.figures((), *await asyncio.to_thread(_machine), _boot_ns())}
+        disk = _file_system(self._folder, rfc3339(taker.now))
+        more = {"fs": disk, "runtime": {"imageFs": disk}}
+        node = {"nodeName": self._node, **more, **taker.figures((), *await asyncio.to_thread(_machine), _boot_ns())}
         pods = [_pod(taker, views.get((p["namespace"], p["name"]), {}), p) for p in found["pods"]]
         return Look(time.monotonic(), {"node": node, "pods": pods}, taker.samples)
 
@@ -75,17 +79,17 @@ class _Taker:
 
     def __init__(self, before: Mapping[Key, Sample], now: int) -> None:
         self._before = before
-        self._now = now
+        self.now = now
         self.samples: dict[Key, Sample] = {}
 
     def figures(self, key: Key, cpu_ns: int, memory: int, started_ns: int) -> dict[str, Any]:
         """``startTime``, ``cpu`` and ``memory`` of one thing, and how long the rate was taken over."""
-        sample = self.samples[key] = Sample(self._now, cpu_ns)
+        sample = self.samples[key] = Sample(self.now, cpu_ns)
         before = self._before.get(key)
         if before is None or before.cpu > cpu_ns:  # another one of that name has begun
             before = Sample(started_ns, 0)
         window = max(1, sample.at - before.at)
-        at = rfc3339(self._now)
+        at = rfc3339(self.now)
         return {
             "startTime": rfc3339(started_ns),
             "cpu": {
@@ -107,16 +111,50 @@ def _pod(taker: _Taker, view: Mapping[str, Any], used: Mapping[str, Any]) -> dic
         str(c.get("name")): ((c.get("state") or {}).get("running") or {}).get("startedAt")
         for c in status.get("containerStatuses") or ()
     }
-    vm = used["vm"]
+    vm, at = used["vm"], rfc3339(taker.now)
     return {
         "podRef": {"name": where[1], "namespace": where[0], "uid": metadata.get("uid", "")},
         **taker.figures(where, int(vm.get("cpu_ns") or 0), int(vm.get("memory_bytes") or 0), began),
         "containers": [
-            {"name": name, **taker.figures((*where, name), c["cpu_ns"], c["memory_bytes"], _parsed(starts[name]))}
+            {
+                "name": name,
+                **taker.figures((*where, name), c["cpu_ns"], c["memory_bytes"], _parsed(starts[name])),
+                "rootfs": {"time": at, "usedBytes": int(c.get("disk_bytes") or 0)},
+                "logs": {"time": at, "usedBytes": int(c.get("log_bytes") or 0)},
+            }
             for name, c in used["containers"].items()
             if starts.get(name)
         ],
+        "volume": [
+            {
+                "name": name,
+                "time": at,
+                "usedBytes": v["used_bytes"],
+                "capacityBytes": v["capacity_bytes"],
+                "availableBytes": max(0, v["capacity_bytes"] - v["used_bytes"]),
+            }
+            for name, v in used["volumes"].items()
+        ],
+        "ephemeral-storage": _pod_disk(used.get("guest") or {}, at),
     }
+
+
+def _pod_disk(guest: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """The pod's disk, which is its VM's own: all that its containers write lies on it."""
+    whole, used = int(guest.get("disk_total") or 0), int(guest.get("disk_used") or 0)
+    return {"time": at, "usedBytes": used, "capacityBytes": whole, "availableBytes": whole - used}
+
+
+def _file_system(folder: Path, at: str) -> dict[str, Any]:
+    """The host's, that pods' disks and images lie on."""
+    space = os.statvfs(folder)
+    sizes = {
+        "capacityBytes": space.f_blocks,
+        "availableBytes": space.f_bavail,
+        "usedBytes": space.f_blocks - space.f_bfree,
+    }
+    inodes = {"inodes": space.f_files, "inodesFree": space.f_ffree, "inodesUsed": space.f_files - space.f_ffree}
+    return {"time": at, **{name: blocks * space.f_frsize for name, blocks in sizes.items()}, **inodes}
 
 
 def _machine() -> tuple[int, int]:

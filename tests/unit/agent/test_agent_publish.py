@@ -53,3 +53,11 @@ def test_paths_that_leave_the_volume_are_refused(path: str) -> None:
     request: dict[str, Any] = {"files": [{"path": path, "data": base64.b64encode(b"x").decode()}]}
     with pytest.raises(AgentError):
         parse_files(Fields(request, "volume.write"))
+
+
+@pytest.mark.root
+def test_files_of_a_group_can_be_read_by_it(tmp_path: Path) -> None:
+    publish(str(tmp_path), [File("token", b"1", 0o600), File("a/b", b"2", 0o444)], group=4321)
+    for name, mode in (("token", 0o640), ("a/b", 0o444)):
+        found = (tmp_path / name).stat()
+        assert (found.st_gid, found.st_mode & 0o777) == (4321, mode)

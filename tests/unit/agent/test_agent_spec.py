@@ -15,7 +15,7 @@ from hypervisor.agent.bundle import Bind, Context, config, environment
 from hypervisor.agent.caps import DEFAULT, NAMES, effective, mask
 from hypervisor.agent.errors import AgentError
 from hypervisor.agent.seccomp import Filter, Profiles
-from hypervisor.agent.spec import User, parse_spec
+from hypervisor.agent.spec import NamedUser, User, parse_spec
 from hypervisor.agent.users import resolve
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,6 +72,8 @@ def test_a_missing_optional_field_has_its_default() -> None:
         ({"stop_signal": "SIGNOPE"}, "container.stop_signal: must be a signal"),
         ({"user": {"uid": -1}}, "container.user.uid: must be a whole number"),
         ({"user": {"uid": 1, "groups": ["x"]}}, "container.user.groups"),
+        ({"user": {"name": "web", "uid": 1}}, "container.user: unknown field 'uid'"),
+        ({"disk_bytes": 0}, "container.disk_bytes: must be a whole number"),
         ({"colour": "red"}, "container: unknown field 'colour'"),
     ],
 )
@@ -153,9 +155,11 @@ def test_environment() -> None:
         ("1234:ssl", User(1234, 40, (), None)),
         ("", User(0, 0, (), "/root")),
         (User(33, 1, (2,)), User(33, 1, (2,), "/srv")),
+        (NamedUser("web", (7, 41)), User(33, 34, (7, 40, 41), "/srv")),
+        (NamedUser("1234:5", (7,)), User(1234, 5, (7,), None)),
     ],
 )
-def test_users(wanted: User | str, user: User) -> None:
+def test_users(wanted: User | NamedUser | str, user: User) -> None:
     assert resolve(wanted, PASSWD, GROUP) == user
 
 

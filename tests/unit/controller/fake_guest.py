@@ -38,6 +38,7 @@ class Script:
     mute: bool = False
     looks: dict[str, bool] = field(default_factory=dict)
     """What a probe or hook by exec says, by its first argument; one that is not here is content."""
+    stats: dict[str, Any] = field(default_factory=dict)
 
 
 class FakeGuest:
@@ -157,6 +158,9 @@ class FakeGuest:
 
     async def _volume_write(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {}
+
+    async def _container_stats(self, _args: dict[str, Any]) -> dict[str, Any]:
+        return self.script.stats
 
     async def _events(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {}

@@ -17,7 +17,7 @@ from hypervisor.controller.podvm import PodVm
 from hypervisor.controller.services import Services, Times
 from hypervisor.controller.sizing import MemoryLedger
 
-TIMES = Times(boot_s=2, agent_s=0.5, linger_s=0.2, archive_s=5, backoff=BackoffPolicy(0.05, 0.2))
+TIMES = Times(boot_s=2, agent_s=0.5, linger_s=0.2, archive_s=5, storage_s=0.05, backoff=BackoffPolicy(0.05, 0.2))
 GIB = 2**30
 
 

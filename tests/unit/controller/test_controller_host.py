@@ -20,7 +20,16 @@ from hypervisor.controller.manifest import parse_pod
 from hypervisor.controller.paths import MAX_STATE_DIR, HostPaths, state_directory
 from hypervisor.controller.podstatus import qos_class
 from hypervisor.controller.runtime_spec import command_line, container_arguments, environment, expand, setup_arguments
-from hypervisor.controller.sizing import CONTAINER_MEMORY, GUEST_OVERHEAD, MIB, vm_size
+from hypervisor.controller.sizing import (
+    CONTAINER_MEMORY,
+    DEFAULT_DISK,
+    FILE_SYSTEM,
+    GUEST_OVERHEAD,
+    MAX_IMPLIED_DISK,
+    MIB,
+    VmSize,
+    vm_size,
+)
 from hypervisor.controller.static_pods import StaticPods
 from hypervisor.errors import Conflict, InvalidInput
 from hypervisor.images.model import Image, ImageConfig
@@ -187,13 +196,27 @@ def test_arguments_for_the_agent() -> None:
     [
         ({}, "", "0"),
         ({}, "app:staff", "app:staff"),
-        ({"runAsUser": 1, "runAsGroup": 2}, "app", {"uid": 1, "gid": 2, "groups": []}),
+        ({"runAsUser": 1, "runAsGroup": 2}, "app", "1:2"),
         ({"runAsNonRoot": True}, "1000", "1000"),
     ],
 )
 def test_user(context: dict[str, Any], user: str, result: Any) -> None:
     pod = spec_of(securityContext=context)
     assert container_arguments(pod.containers[0], pod, "u", image(cmd=("sh",), user=user))["user"] == result
+
+
+@pytest.mark.parametrize(
+    ("context", "user", "result"),
+    [
+        ({"runAsUser": 1, "supplementalGroups": [7], "fsGroup": 8}, "app", {"name": "1", "groups": [7, 8]}),
+        ({"fsGroup": 8}, "app:staff", {"name": "app:staff", "groups": [8]}),
+    ],
+)
+def test_groups_of_the_pod_come_beside_the_users_own(context: dict[str, Any], user: str, result: Any) -> None:
+    pod = parse_pod(manifest(securityContext=context))
+    assert container_arguments(pod.containers[0], pod, "u", image(cmd=("sh",), user=user))["user"] == result
+    volumes = parse_pod(manifest(securityContext=context, volumes=[{"name": "v", "emptyDir": {}}]))
+    assert setup_arguments(volumes)["volumes"][0]["group"] == 8
 
 
 @pytest.mark.parametrize(
@@ -238,8 +261,18 @@ def test_sizes_that_cannot_be() -> None:
     with pytest.raises(InvalidInput, match="this host has 2000m"):
         vm_size(spec_of(**many), host_cpus=2)
     assert vm_size(spec_of(resources={"limits": {"cpu": 64}}), host_cpus=2).vcpus == 2
+    small = manifest() | {"metadata": {"name": "p", "annotations": {"podvisor.dev/disk-size": "1Mi"}}}
     with pytest.raises(InvalidInput, match="needs 16Mi at least"):
-        vm_size(spec_of(resources={"limits": {"ephemeral-storage": "1Mi"}}))
+        vm_size(parse_pod(small))
+
+
+def test_a_disk_holds_what_limits_promise() -> None:
+    assert vm_size(spec_of()) == VmSize(1, CONTAINER_MEMORY + GUEST_OVERHEAD, DEFAULT_DISK)
+    limited = vm_size(spec_of(resources={"limits": {"ephemeral-storage": "64Mi"}}))
+    assert limited.quotas and limited.disk_bytes == (64 + 2) * MIB + FILE_SYSTEM
+    volumes = [{"name": "v", "emptyDir": {"sizeLimit": "1Ei"}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]
+    assert vm_size(parse_pod(manifest(volumes=volumes))).disk_bytes == MAX_IMPLIED_DISK
+    assert not vm_size(parse_pod(manifest(volumes=volumes[1:]))).quotas
 
 
 def test_back_off_is_kubernetes() -> None:
