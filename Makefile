@@ -89,6 +89,7 @@ test-kvm: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests u
 
 soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times, the master and its store 300
 	$(PYTEST) tests/integration -m soak
+	$(MAKE) --no-print-directory -C csrc percpu-soak
 	HV_STORE_KILLS=300 $(PYTEST) tests/unit/master/registry/test_registry_killed.py
 	HV_MASTER_KILLS=300 $(PYTEST) tests/integration/test_master_kills.py
 

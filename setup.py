@@ -6,6 +6,7 @@ setup(
     cffi_modules=[
         "csrc/vsock/cffi_build.py:ffibuilder",
         "csrc/memory/cffi_build.py:ffibuilder",
+        "csrc/percpu/cffi_build.py:ffibuilder",
         "csrc/iofilter/cffi_build.py:ffibuilder",
     ]
 )
