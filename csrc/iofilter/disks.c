@@ -7,8 +7,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
 #include "nbd/nbd.h"
 #include "rooms.h"
+
+#define PATIENCE_MS 10000 /* a redirect target in another process is waited for so long */
 
 _Static_assert(sizeof(struct pv_disk_fail) == sizeof(struct pv_fail), "the same struct, by another name");
 _Static_assert(sizeof(struct pv_disk_setting) == sizeof(struct pv_setting), "the same struct, by another name");
@@ -26,9 +29,17 @@ struct pv_disk {
 
 /* ---- the loop ---- */
 
+/* "unix:PATH" or "unix:PATH#EXPORT", as a filter's setting has it behind "nbd:". */
 static struct pv_data *open_nbd(const char *rest, struct pv_fail *fail)
 {
-    return pv_data_nbd(rest, "", 10000, fail);
+    const char *path = strncmp(rest, "unix:", 5) ? rest : rest + 5, *hash = strrchr(path, '#');
+    cleanup_free char *socket = hash ? strndup(path, (size_t)(hash - path)) : strdup(path);
+
+    if (!socket) {
+        pv_fail(fail, ENOMEM, "no memory for a connection to %.100s", rest);
+        return NULL;
+    }
+    return pv_data_nbd(socket, hash ? hash + 1 : "", PATIENCE_MS, fail);
 }
 
 static void register_kinds(void)

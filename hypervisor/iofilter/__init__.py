@@ -1,1 +1,1 @@
-"""Virtual disks: descriptors, chains of I/O filters, NBD exports (faces of csrc/iofilter and csrc/nbd). Knows no VMs."""
+"""Virtual disks: descriptors, chains of I/O filters, NBD exports. Faces of csrc/iofilter and csrc/nbd; know no VMs."""
