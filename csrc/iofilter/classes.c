@@ -13,6 +13,8 @@ static const struct pv_filter_class *const classes[] = {
     &pv_delay_class,
     &pv_error_class,
     &pv_throttle_class,
+    &pv_linkedclone_class,
+    &pv_snapshot_class,
 };
 
 const struct pv_filter_class *pv_filter_class_at(unsigned index)

@@ -12,7 +12,8 @@
 #include "common/loop.h"
 #include "io.h"
 
-enum pv_filter_order { PV_INSPECTION, PV_CACHING, PV_COMPRESSION, PV_ENCRYPTION, PV_REPLICATION };
+/* PV_ANYWHERE: for what looks on or injects faults, at any depth. */
+enum pv_filter_order { PV_INSPECTION, PV_CACHING, PV_COMPRESSION, PV_ENCRYPTION, PV_REPLICATION, PV_ANYWHERE };
 
 /* A setting as it stands in the disk's descriptor: both strings are UTF-8, neither is trusted. */
 struct pv_setting {

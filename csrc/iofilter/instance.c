@@ -184,11 +184,21 @@ static void shift_waiting(struct pv_instance *instance, unsigned at, int by)
     }
 }
 
+/* The next filter from `at` on, in steps of `step`, whose class has a place in the order. */
+static const struct pv_filter *ordered_from(const struct pv_instance *instance, int at, int step)
+{
+    for (; at >= 0 && at < (int)instance->count; at += step)
+        if (instance->filters[at]->class->order != PV_ANYWHERE)
+            return instance->filters[at];
+    return NULL;
+}
+
 static int check_order(const struct pv_instance *instance, const struct pv_filter *filter, unsigned at, struct pv_fail *fail)
 {
-    const struct pv_filter *above = at ? instance->filters[at - 1] : NULL;
-    const struct pv_filter *below = at < instance->count ? instance->filters[at] : NULL;
+    const struct pv_filter *above = ordered_from(instance, (int)at - 1, -1), *below = ordered_from(instance, (int)at, 1);
 
+    if (filter->class->order == PV_ANYWHERE)
+        return 0;
     if (above && above->class->order > filter->class->order)
         return pv_fail(fail, EINVAL, "filter %s (%s) cannot come after %s (%s)", filter->name, filter->class->name, above->name,
             above->class->name);

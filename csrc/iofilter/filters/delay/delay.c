@@ -75,7 +75,7 @@ static unsigned delay_figures(const struct pv_filter *filter, struct pv_figure *
 
 const struct pv_filter_class pv_delay_class = {
     .name = "delay",
-    .order = PV_INSPECTION,
+    .order = PV_ANYWHERE,
     .size = sizeof(struct delay),
     .types = PV_ALL_TYPES,
     .open = delay_open,

@@ -102,7 +102,7 @@ static unsigned error_figures(const struct pv_filter *filter, struct pv_figure *
 
 const struct pv_filter_class pv_error_class = {
     .name = "error",
-    .order = PV_INSPECTION,
+    .order = PV_ANYWHERE,
     .size = sizeof(struct error),
     .types = PV_ALL_TYPES,
     .open = error_open,

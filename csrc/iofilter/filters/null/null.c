@@ -15,7 +15,7 @@ static int null_open(struct pv_filter *filter, const struct pv_settings *setting
 
 const struct pv_filter_class pv_null_class = {
     .name = "null",
-    .order = PV_INSPECTION,
+    .order = PV_ANYWHERE,
     .size = sizeof(struct null),
     .types = PV_ALL_TYPES,
     .open = null_open,

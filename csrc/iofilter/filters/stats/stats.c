@@ -114,7 +114,7 @@ static unsigned stats_figures(const struct pv_filter *filter, struct pv_figure *
 
 const struct pv_filter_class pv_stats_class = {
     .name = "stats",
-    .order = PV_INSPECTION,
+    .order = PV_ANYWHERE,
     .size = sizeof(struct stats),
     .types = PV_ALL_TYPES,
     .open = stats_open,

@@ -139,7 +139,7 @@ static unsigned trace_figures(const struct pv_filter *filter, struct pv_figure *
 
 const struct pv_filter_class pv_trace_class = {
     .name = "trace",
-    .order = PV_INSPECTION,
+    .order = PV_ANYWHERE,
     .size = sizeof(struct trace),
     .types = PV_ALL_TYPES,
     .open = trace_open,

@@ -1,0 +1,388 @@
+/* Linked clones and snapshots: against a plain array, through kills and power cuts, with faults from both sides. */
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "chain.h"
+#include "crashy.h"
+#include "iofilter/filters/common/map.h"
+
+#define SIZE (2 * MIB + 3 * KIB) /* the last cluster is short */
+
+static struct pv_loop loop;
+static char folder[] = "/tmp/pv-cow-XXXXXX";
+static char state[64], live[80], settings[256], delta[64];
+
+static uint8_t *pattern(uint64_t size, unsigned seed)
+{
+    uint8_t *bytes = malloc(size);
+
+    CHECK(bytes);
+    for (uint64_t i = 0; i < size; i++)
+        bytes[i] = (uint8_t)(rand_r(&seed) >> 8);
+    return bytes;
+}
+
+static void forget(void)
+{
+    unlink(state);
+    unlink(live);
+    unlink(delta);
+}
+
+static void create(const char *class, const char *text, uint64_t size)
+{
+    struct settings_text parsed;
+    struct pv_fail fail;
+
+    if (pv_filter_create(class, settings_of(&parsed, text), size, &fail)) {
+        fprintf(stderr, "%s: %s\n", class, fail.text);
+        abort();
+    }
+}
+
+static struct pv_instance *publish(struct pv_instance *disk)
+{
+    struct pv_fail fail;
+
+    CHECK(!pv_instance_publish(disk, &fail));
+    return disk;
+}
+
+static void close_published(struct pv_instance *disk)
+{
+    pv_instance_withdraw(disk);
+    disk_close(disk);
+}
+
+/* A base of that size with that pattern on it. */
+static struct pv_instance *base_disk(const uint8_t *bytes, uint64_t size)
+{
+    struct pv_instance *base = publish(memory_disk("base", size, &loop));
+
+    CHECK(!disk_write(base, 0, bytes, size));
+    return base;
+}
+
+/* ---- against a model ---- */
+
+#define BATCH 24
+
+/* A batch of requests at once, no two of which overlap, of all kinds; then all of the disk is compared. */
+static void random_batch(struct pv_instance *disk, uint8_t *model, uint64_t size, unsigned *seed)
+{
+    static struct call calls[BATCH];
+    static uint8_t *data[BATCH];
+    uint64_t room = size / BATCH / 512 * 512;
+
+    for (unsigned i = 0; i < BATCH; i++) {
+        uint64_t length = (1 + (uint64_t)rand_r(seed) % (room / 512 / (rand_r(seed) % 4 ? 16 : 1))) * 512;
+        uint64_t at = i * room + (uint64_t)rand_r(seed) % ((room - length) / 512 + 1) * 512;
+        enum pv_io_type type = (enum pv_io_type[]){PV_IO_READ, PV_IO_WRITE, PV_IO_WRITE, PV_IO_FLUSH, PV_IO_WRITE_ZEROES}[rand_r(seed) % 5];
+
+        data[i] = pattern(length, (unsigned)rand_r(seed));
+        if (type == PV_IO_FLUSH)
+            call_start(&calls[i], disk, type, 0, NULL, 0, 0);
+        else
+            call_start(&calls[i], disk, type, at, data[i], length, rand_r(seed) % 8 || type == PV_IO_READ ? 0 : PV_IO_FUA);
+    }
+    for (unsigned i = 0; i < BATCH; i++) {
+        struct pv_io *io = &calls[i].io;
+
+        CHECK(!call_wait(&calls[i], &loop));
+        if (io->type == PV_IO_READ)
+            CHECK(!memcmp(data[i], model + io->offset, io->length));
+        else if (io->type == PV_IO_WRITE)
+            memcpy(model + io->offset, data[i], io->length);
+        else if (io->type == PV_IO_WRITE_ZEROES)
+            memset(model + io->offset, 0, io->length);
+        free(data[i]);
+    }
+}
+
+static void check_all(struct pv_instance *disk, const uint8_t *model, uint64_t size)
+{
+    uint8_t *seen = malloc(size);
+
+    CHECK(seen && !disk_read(disk, 0, seen, size));
+    for (uint64_t i = 0; i < size; i++)
+        if (seen[i] != model[i]) {
+            fprintf(stderr, "byte %llu is %d, not %d\n", (unsigned long long)i, seen[i], model[i]);
+            abort();
+        }
+    free(seen);
+}
+
+static void a_clone_is_as_a_disk(const char *more, uint64_t base_size)
+{
+    unsigned seed = 7;
+    uint8_t *bytes = pattern(base_size, 1), *model = calloc(1, SIZE);
+    struct pv_instance *base = base_disk(bytes, base_size), *clone = memory_disk("clone", SIZE, &loop);
+    struct pv_filter *filter;
+
+    memcpy(model, bytes, base_size);
+    snprintf(settings, sizeof settings, "base=disk:base state=%s%s", state, more);
+    create("linkedclone", settings, SIZE);
+    filter = attach(clone, "linkedclone", settings);
+    check_all(clone, model, SIZE);
+    CHECK(figure(filter, "clusters_allocated") == 0);
+    for (int i = 0; i < 60; i++) {
+        random_batch(clone, model, SIZE, &seed);
+        if (i % 10 == 9)
+            check_all(clone, model, SIZE);
+    }
+    CHECK(figure(filter, "clusters_copied_up") > 0 && figure(filter, "split_reads") > 0);
+    disk_close(clone);
+    check_all(base, bytes, base_size); /* never written to */
+    close_published(base);
+    free(bytes);
+    free(model);
+    forget();
+}
+
+static void a_snapshot_is_as_a_disk(void)
+{
+    unsigned seed = 11;
+    uint8_t *bytes = pattern(SIZE, 2), *model = malloc(SIZE);
+    struct pv_instance *disk = memory_disk("disk", SIZE, &loop);
+    struct call below;
+    uint8_t *seen = malloc(SIZE);
+    int fd = open(delta, O_RDWR | O_CREAT, 0600);
+
+    CHECK(model && seen && fd >= 0 && !ftruncate(fd, SIZE / 512 * 512) && !close(fd));
+    memcpy(model, bytes, SIZE);
+    CHECK(!disk_write(disk, 0, bytes, SIZE));
+    snprintf(settings, sizeof settings, "delta=file:%s state=%s cluster=8K", delta, state);
+    create("snapshot", settings, SIZE);
+    attach(disk, "snapshot", settings);
+    for (int i = 0; i < 40; i++)
+        random_batch(disk, model, SIZE, &seed);
+    check_all(disk, model, SIZE);
+    memset(&below, 0, sizeof below); /* a handle at the filter: the disk as it was */
+    below.segment = (struct iovec){seen, SIZE};
+    below.io = (struct pv_io){.type = PV_IO_READ, .length = SIZE, .iov = &below.segment, .iov_count = 1, .done = call_done, .owner = &below};
+    pv_instance_submit(disk, &below.io, 1);
+    CHECK(!call_wait(&below, &loop) && !memcmp(seen, bytes, SIZE));
+    detach(disk, 0); /* back to it */
+    check_all(disk, bytes, SIZE);
+    disk_close(disk);
+    free(bytes);
+    free(model);
+    free(seen);
+    forget();
+}
+
+/* ---- closed, killed, cut ---- */
+
+static void copy_file(const char *from, const char *to)
+{
+    char command[200];
+
+    snprintf(command, sizeof command, "cp --sparse=always %s %s", from, to);
+    CHECK(!system(command));
+}
+
+/* What a kill leaves: both files as they are at this instant. (A process that is really killed: the crash checker.) */
+static void acknowledged_survives_a_kill(void)
+{
+    uint8_t *now = calloc(1, SIZE), *durable = calloc(1, SIZE), *bytes = pattern(SIZE, 3), *model = malloc(SIZE);
+    struct pv_instance *base = base_disk(bytes, SIZE), *clone;
+    char kept[80], kept_live[90], again[256];
+    unsigned seed = 5;
+
+    memcpy(model, bytes, SIZE);
+    snprintf(settings, sizeof settings, "base=disk:base state=%s", state);
+    create("linkedclone", settings, SIZE);
+    clone = disk_on("clone", crashy_data(now, durable, SIZE), &loop);
+    attach(clone, "linkedclone", settings);
+    for (int i = 0; i < 10; i++)
+        random_batch(clone, model, SIZE, &seed);
+    snprintf(kept, sizeof kept, "%s.kept", state);
+    snprintf(kept_live, sizeof kept_live, "%s.live", kept);
+    copy_file(state, kept);
+    copy_file(live, kept_live);
+    disk_close(clone);
+    snprintf(again, sizeof again, "base=disk:base state=%s", kept);
+    clone = disk_on("clone", crashy_data(now, durable, SIZE), &loop);
+    attach(clone, "linkedclone", again);
+    check_all(clone, model, SIZE);
+    disk_close(clone);
+    unlink(kept);
+    unlink(kept_live);
+    close_published(base);
+    free(now);
+    free(durable);
+    free(bytes);
+    free(model);
+    forget();
+}
+
+/* Rounds of: write, flush, write on, cut. A sector is what it was at the flush, or what a later write made it. */
+static void flushed_survives_a_power_cut(const char *cluster)
+{
+    static char boots[40][20];
+    uint8_t *now = calloc(1, SIZE), *durable = calloc(1, SIZE), *bytes = pattern(SIZE, 3), *model = malloc(SIZE), *before = malloc(SIZE);
+    uint8_t *seen = malloc(SIZE);
+    struct pv_instance *base = base_disk(bytes, SIZE), *clone;
+    unsigned seed = 99;
+
+    memcpy(model, bytes, SIZE);
+    snprintf(settings, sizeof settings, "base=disk:base state=%s cluster=%s", state, cluster);
+    create("linkedclone", settings, SIZE);
+    for (int round = 0; round < 40; round++) {
+        snprintf(boots[round], sizeof boots[round], "boot%d", round);
+        pv_boot_id_for_tests = boots[round];
+        clone = disk_on("clone", crashy_data(now, durable, SIZE), &loop);
+        attach(clone, "linkedclone", settings);
+        CHECK(!disk_read(clone, 0, model, SIZE));
+        if (round)
+            for (uint64_t at = 0; at < SIZE; at += 512) /* `before` was flushed, `seen` came later */
+                CHECK(!memcmp(model + at, before + at, 512) || !memcmp(model + at, seen + at, 512));
+        random_batch(clone, model, SIZE, &seed);
+        CHECK(!disk_do(clone, PV_IO_FLUSH, 0, NULL, 0, 0));
+        memcpy(before, model, SIZE);
+        for (int i = 0; i < 8; i++) { /* no flush, no FUA: one write to each of some sectors */
+            uint64_t at = (uint64_t)(rand_r(&seed) % (SIZE / 512)) * 512;
+            uint8_t *data = pattern(512, (unsigned)rand_r(&seed));
+
+            CHECK(!disk_write(clone, at, data, 512));
+            memcpy(model + at, data, 512);
+            free(data);
+        }
+        memcpy(seen, model, SIZE);
+        disk_close(clone);
+        crashy_power_cut(now, durable, SIZE, &seed);
+    }
+    pv_boot_id_for_tests = NULL;
+    close_published(base);
+    free(now);
+    free(durable);
+    free(bytes);
+    free(model);
+    free(before);
+    free(seen);
+    forget();
+}
+
+static void a_clean_close_leaves_one_file(void)
+{
+    uint8_t *bytes = pattern(MIB, 1);
+    struct pv_instance *base = base_disk(bytes, MIB), *clone = memory_disk("clone", MIB, &loop);
+
+    snprintf(settings, sizeof settings, "base=disk:base state=%s", state);
+    create("linkedclone", settings, MIB);
+    attach(clone, "linkedclone", settings);
+    CHECK(!disk_write(clone, 4096, bytes, 4096) && !access(live, F_OK));
+    CHECK(!disk_do(clone, PV_IO_FLUSH, 0, NULL, 0, 0));
+    disk_close(clone);
+    CHECK(access(live, F_OK) && !access(state, F_OK));
+    close_published(base);
+    free(bytes);
+    forget();
+}
+
+/* ---- faults ---- */
+
+static void scribble(off_t at)
+{
+    int fd = open(state, O_RDWR);
+
+    CHECK(fd >= 0 && pwrite(fd, "garbage", 7, at) == 7 && !close(fd));
+}
+
+static void bad_state_is_refused(void)
+{
+    uint8_t *bytes = pattern(MIB, 1);
+    struct pv_instance *base = base_disk(bytes, MIB), *clone = memory_disk("clone", MIB, &loop), *other;
+    char wrong[256];
+
+    snprintf(settings, sizeof settings, "base=disk:base state=%s", state);
+    refused(clone, "linkedclone", settings, "No such file");
+    refused(clone, "linkedclone", "base=disk:base", "state is not set");
+    refused(clone, "linkedclone", "state=/tmp/x", "base is not set");
+    create("linkedclone", settings, MIB);
+    snprintf(wrong, sizeof wrong, "base=disk:none state=%s", state);
+    refused(clone, "linkedclone", wrong, "no disk none");
+    snprintf(wrong, sizeof wrong, "base=nonsense state=%s", state);
+    refused(clone, "linkedclone", wrong, "disk:NAME");
+    snprintf(wrong, sizeof wrong, "delta=disk:base state=%s", state);
+    refused(clone, "snapshot", wrong, "belongs to a filter linkedclone");
+    attach(clone, "linkedclone", settings);
+    other = memory_disk("other", MIB, &loop);
+    refused(other, "linkedclone", settings, "another process has this disk open");
+    for (uint64_t i = 0; i < 2; i++) /* two generations of the first page: both slots are in use */
+        CHECK(!disk_write(clone, i * 4096, bytes, 4096) && !disk_do(clone, PV_IO_FLUSH, 0, NULL, 0, 0));
+    disk_close(clone);
+    scribble(2 * 4096 + 100);
+    attach(other, "linkedclone", settings); /* one damaged copy: the other is taken */
+    disk_close(other);
+    scribble(3 * 4096 + 100);
+    other = memory_disk("other", MIB, &loop);
+    unlink(live);
+    refused(other, "linkedclone", settings, "both copies are damaged");
+    scribble(100);
+    scribble(4096);
+    refused(other, "linkedclone", settings, "its head is damaged");
+    disk_close(other);
+    close_published(base);
+    free(bytes);
+    forget();
+}
+
+/* Half of all writes to the clone's file fail, some of the base's reads too: what was refused is not there, and nothing else is harmed. */
+static void failed_writes_leave_the_base_to_be_seen(void)
+{
+    uint8_t *bytes = pattern(MIB, 1), *model = malloc(MIB), *data = malloc(64 * KIB);
+    struct pv_instance *base = base_disk(bytes, MIB), *clone = memory_disk("clone", MIB, &loop);
+    unsigned seed = 3, failed = 0, good = 0;
+
+    snprintf(settings, sizeof settings, "base=disk:base state=%s cluster=16K", state);
+    create("linkedclone", settings, MIB);
+    attach(base, "error", "types=read probability=0.3 seed=2");
+    attach(clone, "error", "types=write probability=0.5 seed=4");
+    attach(clone, "linkedclone", settings);
+    memcpy(model, bytes, MIB);
+    for (int i = 0; i < 500; i++) {
+        uint64_t length = (1 + (uint64_t)rand_r(&seed) % 100) * 512, at = (uint64_t)rand_r(&seed) % ((MIB - length) / 512) * 512;
+
+        memset(data, rand_r(&seed), length);
+        if (disk_write(clone, at, data, length)) {
+            failed++;
+            continue;
+        }
+        good++;
+        memcpy(model + at, data, length);
+    }
+    CHECK(failed > 100 && good > 50);
+    detach(clone, 1);
+    detach(base, 0);
+    check_all(clone, model, MIB);
+    disk_close(clone);
+    close_published(base);
+    free(bytes);
+    free(model);
+    free(data);
+    forget();
+}
+
+int main(void)
+{
+    int err;
+
+    CHECK(mkdtemp(folder) && !pv_loop_open(&loop, 0, &err));
+    snprintf(state, sizeof state, "%s/map", folder);
+    snprintf(live, sizeof live, "%s/map.live", folder);
+    snprintf(delta, sizeof delta, "%s/delta", folder);
+    a_clone_is_as_a_disk("", SIZE);
+    a_clone_is_as_a_disk(" cluster=64K", SIZE);
+    a_clone_is_as_a_disk(" cluster=16K", MIB + 1536); /* a base that is smaller */
+    a_snapshot_is_as_a_disk();
+    acknowledged_survives_a_kill();
+    flushed_survives_a_power_cut("4K");
+    flushed_survives_a_power_cut("64K");
+    a_clean_close_leaves_one_file();
+    bad_state_is_refused();
+    failed_writes_leave_the_base_to_be_seen();
+    pv_loop_close(&loop);
+    CHECK(!rmdir(folder));
+    return 0;
+}
