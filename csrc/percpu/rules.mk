@@ -6,10 +6,10 @@ PERCPU_TESTS := $(TESTS_DIR)/percpu
 PERCPU_SOURCES := $(wildcard percpu/*.c)
 PERCPU_HEADERS := $(wildcard percpu/*.h $(PERCPU_TESTS)/*.h) common/cleanup.h
 PERCPU_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(PERCPU_TESTS)
-PERCPU_NAMES := adds area ring
+PERCPU_NAMES := adds area ring magazine
 
 TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-modes
-TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-few-adds
+TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-magazine $(OUT)/tsan-percpu-few-adds
 CLANG_CHECKS += percpu-clang-check
 COVERED += percpu
 
