@@ -98,7 +98,7 @@ static int add_buffer(struct walk *w, uint64_t addr, uint64_t len, bool writable
             w->fault = "ring: descriptor outside of guest memory";
             return -1;
         }
-        if (at == PV_CHAIN_MAX) {
+        if (at == PV_SEGMENTS_MAX) {
             w->fault = "ring: chain of too many segments";
             return -1;
         }

@@ -32,7 +32,7 @@
 #include "inflight.h"
 #include "memtable.h"
 
-#define PV_CHAIN_MAX 132 /* most segments of one chain, after splitting at region boundaries */
+#define PV_SEGMENTS_MAX 132 /* most segments of one chain, after splitting at region boundaries */
 #define PV_QUEUE_MAX 32768
 
 struct pv_vq {
@@ -64,7 +64,7 @@ struct pv_chain {
     unsigned out_count; /* iov[0 .. out_count): the device reads */
     unsigned in_count;  /* iov[out_count .. out_count + in_count): the device writes */
     size_t out_len, in_len;
-    struct iovec iov[PV_CHAIN_MAX];
+    struct iovec iov[PV_SEGMENTS_MAX];
 };
 
 /* Translates the ring's addresses; to be called after any of num, addresses or memory table changed. False: not all

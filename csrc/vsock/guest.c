@@ -153,7 +153,7 @@ static void on_shutdown(struct pv_vsock *v, struct pv_conn *c, const struct pack
 
 static void on_data(struct pv_vsock *v, struct pv_conn *c, const struct packet *p)
 {
-    struct iovec data[PV_CHAIN_MAX];
+    struct iovec data[PV_SEGMENTS_MAX];
     unsigned count;
 
     if (c->state == PV_LINGERING)
@@ -169,7 +169,7 @@ static void on_data(struct pv_vsock *v, struct pv_conn *c, const struct packet *
         return;
     }
     c->received += p->len;
-    count = pv_iov_slice(p->chain->iov, p->chain->out_count, HEADER_SIZE, p->len, data, PV_CHAIN_MAX);
+    count = pv_iov_slice(p->chain->iov, p->chain->out_count, HEADER_SIZE, p->len, data, PV_SEGMENTS_MAX);
     pv_host_send(v, c, data, count, p->len);
 }
 
@@ -357,7 +357,7 @@ static int gather(struct pv_vsock *v, const struct pv_conn *c, unsigned *segment
 
     *segments = 0;
     *room = 0;
-    while (chains < c->batch && *room < credit && *segments + PV_CHAIN_MAX <= PV_BATCH_SEGMENTS) {
+    while (chains < c->batch && *room < credit && *segments + PV_SEGMENTS_MAX <= PV_BATCH_SEGMENTS) {
         struct pv_chain *chain;
 
         if (peek_rx(v, chains, &chain) <= 0)

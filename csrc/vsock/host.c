@@ -206,7 +206,7 @@ static void give_up_writing(struct pv_vsock *v, struct pv_conn *c)
 
 void pv_host_send(struct pv_vsock *v, struct pv_conn *c, const struct iovec *iov, unsigned count, size_t len)
 {
-    struct iovec rest[PV_CHAIN_MAX];
+    struct iovec rest[PV_SEGMENTS_MAX];
     size_t sent = 0;
 
     if (!c->write_closed && c->writable && c->unsent.used == 0) {
@@ -222,7 +222,7 @@ void pv_host_send(struct pv_vsock *v, struct pv_conn *c, const struct iovec *iov
         pv_conn_forwarded(v, c, (uint32_t)sent);
     if (sent == len)
         return;
-    count = pv_iov_slice(iov, count, sent, len - sent, rest, PV_CHAIN_MAX);
+    count = pv_iov_slice(iov, count, sent, len - sent, rest, PV_SEGMENTS_MAX);
     if (pv_sendbuf_append(&c->unsent, rest, count, len - sent, c->window) < 0) {
         pv_conn_reset(v, c);
         return;

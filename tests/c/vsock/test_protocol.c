@@ -467,9 +467,9 @@ TEST(chain_of_too_many_segments_breaks_the_ring)
     fe.tx_num = 256;
     fe_up(&fe);
     table = (void *)(fe.ram + FE_TX_BASE);
-    for (unsigned i = 0; i <= PV_CHAIN_MAX; i++)
-        table[i] = (struct vring_desc){FE_TX_BASE, 1, i < PV_CHAIN_MAX ? NEXT : 0, (uint16_t)(i + 1)};
-    fe.rings[FE_TX].desc[0] = (struct vring_desc){FE_TX_BASE, (PV_CHAIN_MAX + 1) * 16, INDIRECT, 0};
+    for (unsigned i = 0; i <= PV_SEGMENTS_MAX; i++)
+        table[i] = (struct vring_desc){FE_TX_BASE, 1, i < PV_SEGMENTS_MAX ? NEXT : 0, (uint16_t)(i + 1)};
+    fe.rings[FE_TX].desc[0] = (struct vring_desc){FE_TX_BASE, (PV_SEGMENTS_MAX + 1) * 16, INDIRECT, 0};
     fe_publish(&fe, FE_TX, 0);
     check_broken(&fe, FE_TX, "ring: chain of too many segments");
 }
