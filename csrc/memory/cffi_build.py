@@ -10,7 +10,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HEADERS = ("pfdb.h", "space.h", "source.h", "loader.h", "fault.h")
-SOURCES = tuple(sorted(path.name for path in HERE.glob("*.c") if path.name != "preload.c"))
+SOURCES = tuple(sorted(path.name for path in HERE.glob("*.c") if not path.name.startswith("preload")))
 
 
 def declarations() -> str:

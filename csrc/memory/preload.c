@@ -11,6 +11,8 @@
  *
  * The variable is removed from the environment when the library is loaded; nothing of this reaches a child.
  */
+#include "preload.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -52,6 +54,8 @@ static __attribute__((constructor)) void load(void)
         give_up("HV_RAM");
     }
     config.serve = !strcmp(mode, "serve");
+    if (config.serve)
+        pv_trim_start();
     config.armed = 1;
     unsetenv("HV_RAM");
     unsetenv("LD_PRELOAD");
@@ -123,7 +127,7 @@ static int is_ram(int fd, size_t length, int flags)
     return fd >= 0 && (flags & MAP_SHARED) && length == config.bytes && fcntl(fd, F_GET_SEALS) >= 0;
 }
 
-void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset);
+__attribute__((visibility("default"))) void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset);
 
 void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
 {

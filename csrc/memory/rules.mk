@@ -1,12 +1,12 @@
 # Page-frame database, address spaces, the fault server, and the library that is preloaded into QEMU.
 MEMORY_FLAGS := -DPV_SOURCE_PATIENCE_MS=300 # nobody waits long for a test
 MEMORY_TESTS := $(TESTS_DIR)/memory
-MEMORY_SOURCES := $(filter-out memory/preload.c,$(wildcard memory/*.c))
+MEMORY_SOURCES := $(filter-out memory/preload%.c,$(wildcard memory/*.c))
 MEMORY_HEADERS := $(wildcard memory/*.h $(MEMORY_TESTS)/*.h) common/cleanup.h
 
 PROGRAMS += $(LIBEXEC)/hv-ram.so
-$(LIBEXEC)/hv-ram.so: memory/preload.c
-	$(CC) $(WARNINGS) $(HARDENING) $(CFLAGS) -shared -fPIC -o $@ $< -ldl
+$(LIBEXEC)/hv-ram.so: memory/preload.c memory/preload_trim.c memory/preload.h
+	$(CC) $(WARNINGS) $(HARDENING) $(CFLAGS) -shared -fPIC -fvisibility=hidden -o $@ $(filter %.c,$^) -ldl -lpthread
 
 TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault $(OUT)/test-memory-source $(OUT)/test-memory-loader
 TSAN_TESTS += $(OUT)/tsan-memory-space $(OUT)/tsan-memory-fault $(OUT)/tsan-memory-source $(OUT)/tsan-memory-loader
@@ -24,7 +24,7 @@ $(OUT)/fuzz-memory-zstd: $(MEMORY_TESTS)/fuzz_zstd.c $(MEMORY_SOURCES) $(MEMORY_
 CLANG_CHECKS += memory-clang-check
 .PHONY: memory-clang-check
 memory-clang-check:
-	$(CLANG) $(WARNINGS) $(HARDENING) -O1 -fsyntax-only $(MEMORY_SOURCES) memory/preload.c
+	$(CLANG) $(WARNINGS) $(HARDENING) -O1 -fsyntax-only $(MEMORY_SOURCES) memory/preload.c memory/preload_trim.c
 
 COVERED += memory
 

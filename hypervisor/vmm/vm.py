@@ -43,6 +43,7 @@ from hypervisor.vmm.devices import vmx_stats, vmx_working_set
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp, QmpEvent
 from hypervisor.vmm.succession import Budget, Heir, Succession, appoint, reconnect
+from hypervisor.vmm.trim import trim_when_idle
 from hypervisor.vmm.watch import ProcessWatch, describe_status
 from hypervisor.vmx.console import read_tail
 from hypervisor.vsock.address import VsockAddress
@@ -84,7 +85,7 @@ class StopReport:
 @dataclass(frozen=True, slots=True)
 class VmStats:
     """Host's view of a VM. None where the host does not count it; `vmx` are vmx's own counters, empty if it is
-    silent; they begin anew with each of the `vmx_replaced` successors that it had."""
+    silent; they begin anew with each of the `vmx_replaced` successors that it had. `trims`: see `trim_when_idle`."""
 
     cpu_ns: int | None
     memory_bytes: int | None
@@ -92,6 +93,7 @@ class VmStats:
     pids: int | None
     vmx: Mapping[str, Any] = field(default_factory=dict)
     vmx_replaced: int = 0
+    trims: int = 0
 
 
 class RunningVm:
@@ -115,6 +117,9 @@ class RunningVm:
         self._reconnecting: asyncio.Task[None] | None = None
         #: how often vmx was replaced, as far as this object knows
         self.replacements = 0
+        #: how often it gave back translated code, as far as this object knows
+        self.trims = 0
+        self._trimming: asyncio.Task[None] | None = None
         self._ram = ram
         self.timings = dict(timings)
         self._qemu = qemu
@@ -188,7 +193,7 @@ class RunningVm:
         paths = cgroup.cgroups().paths(cgroup.name)
         used = await asyncio.to_thread(cgroup.cgroups().stats, paths)
         vmx = await vmx_stats(self.plan.files.vmx_socket)
-        return VmStats(used.cpu_ns, used.memory_bytes, used.memory_peak, used.pids, vmx, self.replacements)
+        return VmStats(used.cpu_ns, used.memory_bytes, used.memory_peak, used.pids, vmx, self.replacements, self.trims)
 
     async def working_set(self) -> list[int]:
         """Of a clone: pages of its RAM in the order of their first touch, as its vmx tells them.
@@ -281,6 +286,17 @@ class RunningVm:
         self._watcher.cancel()
         await asyncio.wait([self._watcher])
         await self._release()
+
+    def trim_when_idle(self) -> None:
+        """From now on a clone under TCG gives back translated code when it idles (`hypervisor.vmm.trim`); others do
+        nothing. Ends with the VM, or when it is let go of.
+        """
+        if self._trimming is None and self.plan.clone is not None and self.plan.accelerator == "tcg":
+            work = trim_when_idle(self._qemu.process, self.name, self._note_trim)
+            self._trimming = asyncio.create_task(work, name=f"trim VM {self.name}")
+
+    def _note_trim(self) -> None:
+        self.trims += 1
 
     # ---- vmx and its successors ------------------------------------------------------------------------------------
 
@@ -459,6 +475,9 @@ class RunningVm:
             await cgroup.cgroups().remove(cgroup.cgroups().paths(cgroup.name))
 
     async def _release(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
+            await asyncio.wait([self._trimming])
         await self._qmp.close()
         self._qemu.close()
         self._vmx.close()

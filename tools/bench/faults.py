@@ -19,7 +19,7 @@ def run(rounds: int) -> list[Figure]:
     samples: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "faults"
-        sources = (FOLDER / "faults.c", *sorted(set(MEMORY.glob("*.c")) - {MEMORY / "preload.c"}))
+        sources = (FOLDER / "faults.c", *sorted(set(MEMORY.glob("*.c")) - set(MEMORY.glob("preload*.c"))))
         flags = ("-O2", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-fstack-protector-strong")
         subprocess.run(["gcc", *flags, "-o", program, *sources, "-lpthread", "-lzstd"], check=True)
         for line in subprocess.run([program, str(rounds)], check=True, capture_output=True, text=True).stdout.split(
