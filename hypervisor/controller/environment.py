@@ -20,18 +20,15 @@ class External:
 
     :ivar all_of: the entries of ``envFrom``, in order, under their names as variables
     :ivar values: by variable; None for an optional one that is not there
+    :ivar services: of the cluster's Services; everything else comes before them
     """
 
+    services: Mapping[str, str] = field(default_factory=dict)
     all_of: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, str | None] = field(default_factory=dict)
 
 
 NOTHING = External()
-
-
-def is_external(container: ContainerSpec) -> bool:
-    """Whether its environment needs anything but its pod."""
-    return bool(container.env_from) or any(v.key is not None for v in container.env)
 
 
 async def fetch_external(lookup: Lookup, pod: PodSpec, container: ContainerSpec) -> External:
@@ -48,7 +45,7 @@ async def fetch_external(lookup: Lookup, pod: PodSpec, container: ContainerSpec)
     for variable in container.env:
         if variable.key is not None:
             values[variable.name] = await _value(lookup, pod, variable.key)
-    return External(all_of, values)
+    return External(await lookup.service_variables(pod), all_of, values)
 
 
 async def _value(lookup: Lookup, pod: PodSpec, ref: KeyRef) -> str | None:

@@ -24,4 +24,4 @@ def pod_field(path: str, pod: PodSpec, uid: str) -> str:
     }
     if path in ("status.podIP", "status.podIPs"):
         return address
-    return fields[path]() if path in fields else "127.0.0.1"
+    return fields[path]() if path in fields else pod.host_address

@@ -100,10 +100,10 @@ def parse_pod(manifest: object) -> PodSpec:
     check_support(manifest)
     if not manifest.get("spec"):
         raise InvalidInput("required, and missing", where="spec")
-    return _parse(manifest.get("metadata") or {}, manifest["spec"])
+    return _parse(manifest.get("metadata") or {}, manifest["spec"], manifest.get("status") or {})
 
 
-def _parse(metadata: Object, spec: Object) -> PodSpec:
+def _parse(metadata: Object, spec: Object, status: Object) -> PodSpec:
     name = metadata.get("name")
     if not name:
         raise InvalidInput("required, and missing", where="metadata.name")
@@ -141,6 +141,8 @@ def _parse(metadata: Object, spec: Object) -> PodSpec:
         node_name=spec.get("nodeName") or "",
         service_account=spec.get("serviceAccountName") or "",
         pull_secrets=tuple(s["name"] for s in spec.get("imagePullSecrets") or () if s.get("name")),
+        service_links=spec.get("enableServiceLinks") is not False,
+        host_address=status.get("hostIP") or "127.0.0.1",
         fs_group=parse_id((spec.get("securityContext") or {}).get("fsGroup"), "spec.securityContext.fsGroup"),
     )
 

@@ -38,6 +38,9 @@ class Lookup(Protocol):
     async def token(self, pod: PodSpec, uid: str, audience: str, seconds: int) -> bytes:
         """A token of the pod's service account, bound to the pod, that is valid for a while yet."""
 
+    async def service_variables(self, pod: PodSpec) -> Mapping[str, str]:
+        """What containers of the pod are told of the cluster's Services."""
+
 
 class PodObjects(Lookup, Protocol):
     """Where such files come from. Safe to ask again: answers that did not change are cheap."""
@@ -146,3 +149,7 @@ class HostObjects:
     async def token(self, pod: PodSpec, uid: str, audience: str, seconds: int) -> bytes:
         """There is none."""
         raise NotFound("service account tokens: this host is in no cluster")
+
+    async def service_variables(self, pod: PodSpec) -> Mapping[str, str]:
+        """There are none."""
+        return {}

@@ -76,8 +76,8 @@ def _status(spec: PodSpec, created: float, record: PodRecord) -> dict[str, Any]:
         "phase": record.phase,
         "conditions": _conditions(record, created),
         "startTime": rfc3339(created),
-        "hostIP": "127.0.0.1",
-        "hostIPs": [{"ip": "127.0.0.1"}],
+        "hostIP": spec.host_address,
+        "hostIPs": [{"ip": spec.host_address}],
         "qosClass": qos_class(spec),
         "containerStatuses": [_container(spec, spec.container(c.name), c) for c in record.containers],
     }

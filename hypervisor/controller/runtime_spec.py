@@ -28,8 +28,8 @@ MESSAGE_BYTES, ALL_MESSAGES_BYTES = 4096, 12 * 1024
 
 
 def environment(container: ContainerSpec, pod: PodSpec, uid: str, external: External = NOTHING) -> dict[str, str]:
-    """The variables of ``envFrom`` and of the manifest, in order, each able to refer to those before it."""
-    variables = dict(external.all_of)
+    """Variables of Services, of ``envFrom`` and of the manifest, in order; each may refer to those before it."""
+    variables = {**external.services, **external.all_of}
     for variable in container.env:
         if variable.key is not None:
             value = external.values.get(variable.name)

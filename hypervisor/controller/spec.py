@@ -233,6 +233,8 @@ class PodSpec:
     service_account: str = ""
     pull_secrets: tuple[str, ...] = ()
     fs_group: int | None = None
+    service_links: bool = True
+    host_address: str = "127.0.0.1"
 
     @property
     def key(self) -> tuple[str, str]:

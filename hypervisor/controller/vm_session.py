@@ -25,7 +25,6 @@ from typing import Any, NoReturn
 
 from hypervisor.controller.actions import LOOPBACK, Actions
 from hypervisor.controller.concurrency import first, together
-from hypervisor.controller.environment import is_external
 from hypervisor.controller.feed import AgentFeed, Instance
 from hypervisor.controller.journal import Journal
 from hypervisor.controller.keeper import Complete, ContainerKeeper, Vm, terminated
@@ -224,7 +223,7 @@ class VmSession:
 
     def _completion(self, container: ContainerSpec) -> Complete | None:
         complete = self._complete
-        if complete is None or not is_external(container):
+        if complete is None:
             return None
         return lambda given: complete(container, given)
 

@@ -73,8 +73,10 @@ async def _run(
     access = await asyncio.to_thread(check, config)
     ca = await asyncio.to_thread(_callers_ca, config, access)
     async with HttpApiClient(access, agent=AGENT) as client:
-        with objects.through(client):
-            await _parts(config, facts, pods, images, client, ca, beats)
+        with objects.through(client) as services:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(services.run(), name="services")
+                group.create_task(_parts(config, facts, pods, images, client, ca, beats), name="parts")
 
 
 async def _parts(

@@ -6,20 +6,24 @@ import asyncio
 import base64
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from hypervisor.controller.node.service_environment import service_variables
 from hypervisor.controller.podobjects import VolumeFile, volume_files
 from hypervisor.controller.spec import PodSpec, Volume
 from hypervisor.errors import NotFound
 from hypervisor.kube.client import ApiClient
 from hypervisor.kube.errors import ApiError
+from hypervisor.kube.informer import Informer
 from hypervisor.kube.meta import get, parse_time
-from hypervisor.kube.resources import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Resource
+from hypervisor.kube.resources import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, SERVICES, Resource
 
 RENEW_AT = 0.8
 """Part of a token's life after which it is asked for anew, as kubelets do."""
 MIN_TOKEN_S = 600
+SERVICES_S = 5.0
+"""At most so long a start waits for the first list of Services."""
 
 
 class ClusterObjects:
@@ -28,15 +32,17 @@ class ClusterObjects:
     def __init__(self) -> None:
         self._client: ApiClient | None = None
         self._connected = asyncio.Event()
+        self._services: Informer | None = None
         self._tokens: dict[tuple[str, str, int], tuple[float, bytes]] = {}
 
     @contextmanager
-    def through(self, client: ApiClient) -> Iterator[None]:
-        """While it is open `client` is asked."""
+    def through(self, client: ApiClient) -> Iterator[Informer]:
+        """While it is open `client` is asked; gives what follows the Services, which is to be run."""
         self._client = client
+        self._services = Informer(client, SERVICES)
         self._connected.set()
         try:
-            yield
+            yield self._services
         finally:
             self._connected.clear()
             self._client = None
@@ -85,6 +91,19 @@ class ClusterObjects:
         self._drop_old(began)
         self._tokens[key] = (began + (ends - began) * RENEW_AT, token)
         return token
+
+    async def service_variables(self, pod: PodSpec) -> Mapping[str, str]:
+        """As of now. Before the Services were listed once whoever asks waits, though not for ever: a container that
+        restarts while the server is away needs them less than it needs to run.
+        """
+        if self._services is None or not self._services.synced:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SERVICES_S):
+                    await self._api()
+                    if self._services is not None:
+                        await self._services.wait_synced()
+        services = () if self._services is None else self._services.store
+        return service_variables(services, pod.namespace, links=pod.service_links)
 
     def _drop_old(self, now: float) -> None:
         for key in [key for key, (until, _) in self._tokens.items() if until < now]:

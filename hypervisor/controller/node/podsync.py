@@ -158,7 +158,9 @@ class PodSync:
     async def _accept(self, wanted: Object) -> None:
         self._fresh.add(uid_of(wanted))
         try:
-            pod = await self._pods.create(host_manifest(wanted), source=CLUSTER, uid=uid_of(wanted))
+            pod = await self._pods.create(
+                host_manifest(wanted, self._config.address), source=CLUSTER, uid=uid_of(wanted)
+            )
         except InvalidInput as e:
             enough = "CPU; this host has" not in str(e)
             await self._reject(wanted, "InvalidSpec" if enough else "OutOfcpu", str(e))

@@ -22,9 +22,13 @@ _SERVED = {
 """Fields of the spec that are not for the node, and why."""
 
 
-def host_manifest(pod: Mapping[str, Any]) -> Object:
-    """The manifest. `pod` is not changed."""
+def host_manifest(pod: Mapping[str, Any], address: str = "") -> Object:
+    """The manifest. `pod` is not changed.
+
+    :param address: the node's, which containers may ask for
+    """
     metadata = pod.get("metadata") or {}
     spec = {key: value for key, value in (pod.get("spec") or {}).items() if key not in _SERVED}
     kept = {key: metadata[key] for key in _KEPT_METADATA if metadata.get(key)}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": kept, "spec": spec}
+    status = {"status": {"hostIP": address}} if address else {}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": kept, "spec": spec, **status}

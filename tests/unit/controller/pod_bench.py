@@ -12,6 +12,7 @@ from fake_guest import FakeImages, FakeMachines
 from hypervisor.controller.backoff import BackoffPolicy
 from hypervisor.controller.hostfiles import prepare
 from hypervisor.controller.paths import HostPaths
+from hypervisor.controller.podobjects import HostObjects, PodObjects
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
 from hypervisor.controller.services import Services, Times
@@ -31,6 +32,7 @@ class Bench:
         self.images = FakeImages()
         self.ledger = MemoryLedger(available=lambda: 4 * GIB)
         self.starts = 2
+        self.objects: PodObjects = HostObjects()
         self.pods = self.new_pods()
 
     def new_pods(self) -> Pods:
@@ -41,6 +43,7 @@ class Bench:
             ledger=self.ledger,
             starts=asyncio.Semaphore(self.starts),
             times=TIMES,
+            objects=self.objects,
         )
         return Pods(self.paths, services)
 

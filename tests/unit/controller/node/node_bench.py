@@ -12,6 +12,7 @@ from kube_fake_server import FakeServer
 from pod_bench import Bench
 
 from hypervisor.controller.node.config import Beats, NodeConfig
+from hypervisor.controller.node.objects import ClusterObjects
 from hypervisor.controller.node.podsync import PodSync
 from hypervisor.kube.events import EventRecorder
 from hypervisor.kube.http import HttpApiClient
@@ -69,6 +70,8 @@ class Cluster:
         self.bench = bench
         self.url = url
         self.server = server
+        self.objects = bench.objects = ClusterObjects()
+        bench.pods = bench.new_pods()
         self.config = NodeConfig("n1", Path("/nonexistent"), "127.0.0.9")
 
     @asynccontextmanager
@@ -77,13 +80,14 @@ class Cluster:
         async with HttpApiClient(KubeConfig(self.url)) as client:
             events = EventRecorder(client, "kubelet", "n1")
             sync = PodSync(client, self.bench.pods, self.config, events, Beats(resync_s=2))
-            tasks = [asyncio.create_task(sync.run()), asyncio.create_task(events.run())]
-            try:
-                yield sync
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            with self.objects.through(client) as services:
+                tasks = [asyncio.create_task(part.run()) for part in (sync, events, services)]
+                try:
+                    yield sync
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
 
     def pod(self, name: str = "p") -> dict[str, Any] | None:
         """As the server has it."""
