@@ -14,6 +14,7 @@ It keeps nothing outside the store and its keys: killed at any point, the next o
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -150,6 +151,7 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
     log = structlog.get_logger()
     await asyncio.to_thread(_private, config.state)
     async with AsyncExitStack() as stack:
+        stack.enter_context(_full_disk_is_told(config.state))
         store = await _open_store(config)
         stack.push_async_callback(store.close)
         kept = [k for k in KINDS if k.stored and k.kept_as is None]
@@ -200,6 +202,16 @@ async def _control_loops(
 def _report_end(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         structlog.get_logger().error("the control loops have failed", exc_info=task.exception())
+
+
+@contextmanager
+def _full_disk_is_told(state: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        raise Unavailable(f"the disk of {state} is full; make room, then start the master again") from e
 
 
 def _private(folder: Path) -> None:

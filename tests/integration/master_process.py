@@ -58,14 +58,14 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
 class MasterProcess:
     """A master that runs, until it is ended or killed."""
 
-    def __init__(self, state: Path, *options: str) -> None:
-        self.state, self.log = state, state / "log"
+    def __init__(self, state: Path, *options: str, log: Path | None = None) -> None:
+        self.state, self.log = state, log or state / "log"
         state.mkdir(exist_ok=True)
         self.kubeconfig = state / "admin.kubeconfig"
         self.kubectl = Kubectl(state)
         command = [*HV, "master", "--state-dir", str(state), "--port", "0", *options]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output)
 
     def wait_ready(self) -> MasterProcess:
         """Waits until it serves, and the namespace ``default`` has its account."""

@@ -84,7 +84,10 @@ def decode_yaml(body: bytes) -> tuple[Any, list[str]]:
 
     :raises ApiError: 400, it is no YAML, has more than one document, or holds what JSON has not
     """
-    loader = _Loader(body)
+    try:
+        loader = _Loader(body)
+    except yaml.YAMLError as error:  # no text at all
+        raise bad_request(f"error converting YAML to JSON: {error}") from None
     try:
         node = loader.get_single_node()
         value = loader.construct_document(node) if node is not None else None

@@ -165,7 +165,8 @@ class SqliteStore:
                 connection.execute("ROLLBACK")
                 self._idle.append(connection)
         except sqlite3.Error as error:
-            raise Unavailable(f"{self._path}: the master's store cannot be read ({error})") from error
+            way_back = f". {tables.WAY_BACK}" if tables.is_damage(error) else ""
+            raise Unavailable(f"{self._path}: the master's store cannot be read ({error}){way_back}") from error
 
 
 def _compact_step(connection: sqlite3.Connection, revision: int, *, start: int, end: int) -> None:

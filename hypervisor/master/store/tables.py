@@ -68,12 +68,18 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
+WAY_BACK = "Bring back a backup with `hv cluster restore FILE` (the damaged file is kept beside it)"
+
+
 def damaged(path: Path, what: str) -> CorruptStore:
     """The error for a file that cannot be trusted, with the way back."""
-    return CorruptStore(
-        f"{path}: the store's file is damaged ({what}); nothing was changed. "
-        "Bring back a backup with `hv cluster restore FILE` (the damaged file is kept beside it)"
-    )
+    return CorruptStore(f"{path}: the store's file is damaged ({what}); nothing was changed. {WAY_BACK}")
+
+
+def is_damage(error: BaseException) -> bool:
+    """SQLite has met something in the file that it did not write."""
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(error, sqlite3.DatabaseError) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in codes
 
 
 def check(connection: sqlite3.Connection, path: Path) -> None:

@@ -148,4 +148,6 @@ class Writer:
 def _refusal(error: Exception) -> Unavailable:
     if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
         return Unavailable("the disk of the master's store is full: nothing was changed; make room and try again")
+    if tables.is_damage(error):
+        return Unavailable(f"the master's store is damaged ({error}); nothing was changed. {tables.WAY_BACK}")
     return Unavailable(f"the master's store cannot be written ({error}); nothing was changed")

@@ -11,7 +11,7 @@ from whole_master import Cluster, Hosts
 
 from hypervisor.kube import meta
 from hypervisor.kube.client import ApiClient
-from hypervisor.kube.resources import DEPLOYMENTS, JOBS, PODS, REPLICA_SETS
+from hypervisor.kube.resources import DEPLOYMENTS, JOBS, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS
 from hypervisor.master.controllers.run import run_control_loops
 from hypervisor.master.daemon import Master, MasterConfig, running
 from hypervisor.master.kinds.table import KINDS
@@ -103,3 +103,50 @@ async def exactly_once(cluster: Cluster) -> None:
     assert len((await cluster.client.list(REPLICA_SETS, "default")).items) == 1
     job = await cluster.client.get(JOBS, "job", "default")
     assert job["status"]["succeeded"] == 2
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 9, 12])
+async def test_an_update_and_a_deletion_are_finished_by_the_next(tmp_path: Path, step: int) -> None:
+    """A rolling update, a scale to another number and a namespace's end, each begun by loops that die in it."""
+    config = MasterConfig(tmp_path / "master", port=0, controllers=False)
+    async with running(config) as master, asyncio.timeout(60):
+        hosts = Hosts(master.client)
+        cluster = Cluster(master.client, hosts)
+        async with hosts.working():
+            await hosts.add("a", "b")
+            await master.client.create(NAMESPACES, {"metadata": {"name": "team"}})
+            template = {"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+            spec = {"replicas": 3, "selector": {"matchLabels": {"app": "x"}}, "template": template}
+            await master.client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "default"}}, "team")
+            for namespace in ("default", "team"):
+                await master.client.create(DEPLOYMENTS, {"metadata": {"name": "web"}, "spec": spec}, namespace)
+            task = asyncio.create_task(loops(master, master.client))
+            await cluster.until(lambda: available(cluster, 3))
+            await cluster.until(lambda: available(cluster, 3, "team"))
+            await end(task)
+
+            changed = {"replicas": 2, "template": {"spec": {"containers": [{"name": "c", "image": "new"}]}}}
+            await master.client.patch(DEPLOYMENTS, "web", "default", {"spec": changed})
+            await master.client.delete(NAMESPACES, "team")
+            mortal = Mortal(master.client, step)
+            first = asyncio.create_task(loops(master, mortal))
+            await mortal.died.wait()
+            await end(first)
+
+            second = asyncio.create_task(loops(master, master.client))
+            try:
+                await cluster.until(lambda: cluster.gone(NAMESPACES, "team"))
+                await cluster.until(lambda: only_new(cluster))
+            finally:
+                await end(second)
+
+
+async def available(cluster: Cluster, count: int, namespace: str = "default") -> bool:
+    deployment = await cluster.client.get(DEPLOYMENTS, "web", namespace)
+    return bool(meta.get(deployment, "status", "availableReplicas") == count)
+
+
+async def only_new(cluster: Cluster) -> bool:
+    pods = await cluster.pods()
+    images = [meta.get(p, "spec", "containers", 0, "image") for p in pods if not meta.is_deleting(p)]
+    return images == ["new"] * 2 and await available(cluster, 2)
