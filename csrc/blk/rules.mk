@@ -1,6 +1,6 @@
 # The vhost-user-blk back end, the disk process hv-blkd, and a front end without a guest that tests and benches drive it with.
 
-BLK_CORE := $(wildcard blk/*.c vhost/*.c)
+BLK_CORE := $(filter-out blk/guest.c,$(wildcard blk/*.c vhost/*.c)) # guest.c is for other languages, on top of disks.c
 # without disks.c, which needs the NBD parts: who opens disks for another language links all of it
 BLK_BELOW := $(filter-out iofilter/disks.c,$(wildcard iofilter/*.c iofilter/filters/*/*.c common/*.c))
 BLK_HEADERS := $(wildcard blk/*.h blk/driver/*.h vhost/*.h iofilter/*.h common/*.h $(TESTS_DIR)/blk/*.h $(TESTS_DIR)/vsock/harness.h)

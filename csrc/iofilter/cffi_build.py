@@ -9,8 +9,8 @@ from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent.parent
 ROOT = CSRC.parent
-INTERFACE = ("iofilter/disks.h",)
-PARTS = ("iofilter/*", "iofilter/filters/*/*", "nbd/*", "common/*")
+INTERFACE = ("iofilter/disks.h", "blk/blk.h", "blk/guest.h")
+PARTS = ("iofilter/*", "iofilter/filters/*/*", "nbd/*", "common/*", "blk/*", "vhost/*")
 
 
 def declarations() -> str:

@@ -21,16 +21,20 @@ struct pv_region_desc {
     uint64_t mmap_offset;
 };
 
+struct mapping;
+
 struct pv_region {
     uint64_t guest;
     uint64_t user;
     uint64_t size;
     uint8_t *host; /* where the region's first byte is in this process */
-    void *map;     /* the mapping that holds it, which begins at a page (or huge page) boundary */
-    size_t map_len;
+    struct mapping *mapping; /* that holds it, and begins at a page (or huge page) boundary; other tables may share it */
 };
 
-/* Called after a mapping was made, before its first touch (mapped 1; not 0: a positive errno, and the table is refused), and
+/* Several tables of a process may show the same memory: it is mapped once, and stays while one of them shows it. Tables
+ * are their owners', mappings are under a lock of their own.
+ *
+ * Called after a mapping was made, before its first touch (mapped 1; not 0: a positive errno, and the table is refused), and
  * before it is unmapped (mapped 0). Guest RAM that is filled lazily needs it: see pv_fault_map_hook in csrc/memory. */
 struct pv_map_hook {
     int (*call)(void *context, int mapped, void *start, uint64_t length, uint64_t offset); /* NULL: none */
