@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from hypervisor.version import __version__
@@ -98,8 +98,13 @@ def _boot_id(agent: Agent) -> str:
     """The kernel makes it when it is first read, which in a clone must not be before `setup` has brought entropy of its
     own: until then clones of one template have the same random numbers, and would have the same id for ever.
     """
-    if template.wanted() and not agent.setup.done:
+    if not agent.setup.done and template.wanted():
         return ""
+    return _read_boot_id()
+
+
+@cache
+def _read_boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
         return f.read().strip()
 

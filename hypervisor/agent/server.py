@@ -38,7 +38,6 @@ _RECEIVE_FIRST = 8 * 1024  # until a client fills it: memory for more is mapped 
 FLUSH_ABOVE = 64 * 1024  # bytes waiting to be sent that are not held back for a common send
 ROOM_BELOW = 512 * 1024  # bytes waiting to be sent beyond which `send` asks its caller to wait
 _MAX_PIECES = 512  # of one sendmsg, below the kernel's IOV_MAX
-_ACCEPT_BATCH = 64
 LINGER_S = 60.0  # for the host to close a connection whose call has ended
 
 Unary = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -82,17 +81,16 @@ class Server:
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPT_BATCH):
-            try:
-                client, _address = listener.accept()
-            except OSError:  # nobody (any more), or no descriptor left: they wait in the backlog
-                return
-            if len(self.connections) >= MAX_CONNECTIONS or not _from_host(client):
-                client.close()
-            else:
-                connection = Connection(self, client)
-                self.connections.add(connection)
-                connection.start()
+        try:
+            client, _address = listener.accept()
+        except OSError:  # nobody any more, or no descriptor left: they wait in the backlog
+            return
+        if len(self.connections) >= MAX_CONNECTIONS or not _from_host(client):
+            client.close()
+        else:
+            connection = Connection(self, client)
+            self.connections.add(connection)
+            connection.start()
 
     async def close(self) -> None:
         """Ends all connections and waits until their handlers have cleaned up."""
@@ -129,6 +127,7 @@ class Connection:
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         self._flush_planned = False  # a call of _flush is due, in this turn or when the socket takes more
+        self._writer_added = False
         self._room: asyncio.Future[None] | None = None
         self._streaming = False
         self._ended = False
@@ -176,8 +175,10 @@ class Connection:
         self.lost = True
         if self._lingering is not None:
             self._lingering.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
+        if not self._held:
+            self._loop.remove_reader(self._socket.fileno())
+        if self._writer_added:
+            self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._server.connections.discard(self)
         self._unsent.clear()
@@ -222,12 +223,14 @@ class Connection:
                 pieces = [self._unsent[i] for i in range(min(len(self._unsent), _MAX_PIECES))]
                 self._sent(self._socket.sendmsg(pieces))
             except BlockingIOError:
+                self._flush_planned = self._writer_added = True
                 self._loop.add_writer(self._socket.fileno(), self._flush)
                 return None
             except OSError:  # the client has gone
                 return self.abort()
-        if self._flush_planned:
-            self._flush_planned = False
+        self._flush_planned = False
+        if self._writer_added:
+            self._writer_added = False
             self._loop.remove_writer(self._socket.fileno())
         if self._closing:
             self._linger()
@@ -367,7 +370,9 @@ class Connection:
     async def _call(self, payload: bytes) -> None:
         name, args = parse_request(payload)
         if (unary := self._server.calls.unary.get(name)) is not None:
-            self.respond(await unary(args))
+            result = await unary(args)
+            self._flush_planned = True  # below
+            self.respond(result)
             self._flush()
         elif (streaming := self._server.calls.streaming.get(name)) is not None:
             await streaming(args, self)
