@@ -1,4 +1,5 @@
-"""``probe``: is a container well? One look: a program in it, an HTTP GET, a TCP connection. Hooks run so too.
+"""``probe``: is a container well? One look: a program in it, an HTTP GET, a TCP connection, a gRPC health check.
+Hooks run so too.
 
 The agent lives in the pod's network namespace. It looks once and says what it saw; when to look, and what follows from
 it, is the host's business (hypervisor/controller/probes.py).
@@ -35,9 +36,9 @@ async def run_probe(args: dict[str, Any], engine: Engine) -> dict[str, Any]:
     fields = Fields(args, "probe")
     container = engine.running(parse_name(fields, "container"))
     timeout_s = fields.seconds("timeout_s", 1.0)
-    kinds = [k for k in ("exec", "http", "tcp") if args.get(k) is not None]
+    kinds = [k for k in ("exec", "http", "tcp", "grpc") if args.get(k) is not None]
     if len(kinds) != 1:
-        raise invalid("probe: give one of exec, http and tcp")
+        raise invalid("probe: give one of exec, http, tcp and grpc")
     handler = fields.object(kinds[0])
     fields.done()
     if kinds[0] == "exec":
@@ -47,7 +48,8 @@ async def run_probe(args: dict[str, Any], engine: Engine) -> dict[str, Any]:
         request = ExecRequest(argv, container.spec.env, container.spec.cwd, container.user, None)
         async with spawn_in(container, request, engine.reaper) as spawned:
             return await _exec(spawned, timeout_s)
-    look = _Http(handler) if kinds[0] == "http" else _Tcp(handler)
+    look = _LOOKS[kinds[0]](handler)
+    look.timeout_s = timeout_s
     try:
         async with asyncio.timeout(timeout_s):
             return await look.run()
@@ -106,6 +108,8 @@ async def _exec(spawned: Spawned, timeout_s: float) -> dict[str, Any]:
 class _Tcp:
     """Whether somebody takes connections at a port."""
 
+    timeout_s = 1.0
+
     def __init__(self, fields: Fields) -> None:
         self.host = fields.text("host", "127.0.0.1", limit=255)
         self.port = fields.integer("port", low=1, high=65535)
@@ -156,6 +160,34 @@ class _Http(_Tcp):
         ok = 200 <= answer.status < 400
         message = "" if ok else f"HTTP probe failed with statuscode: {answer.status}"
         return {"ok": ok, "message": message, "status": answer.status, "location": answer.location}
+
+
+class _Grpc(_Tcp):
+    """One health check."""
+
+    def _more(self, fields: Fields) -> None:
+        self.service = fields.text("service", "", limit=1024)
+
+    async def run(self) -> dict[str, Any]:
+        from . import grpchealth
+
+        loop = asyncio.get_running_loop()
+        self.what = f"grpc {self.host}:{self.port}"
+        with await self.connect() as sock:
+            await loop.sock_sendall(sock, grpchealth.render_request(self.host, self.port, self.service, self.timeout_s))
+            try:
+                status = await grpchealth.read_status(
+                    lambda: loop.sock_recv(sock, RECEIVE), lambda data: loop.sock_sendall(sock, data)
+                )
+            except grpchealth.GrpcError as e:
+                return _bad(f"{self.what}: {e}")
+        if status == grpchealth.SERVING:
+            return {"ok": True, "message": ""}
+        said = grpchealth.STATUSES[status] if status < len(grpchealth.STATUSES) else str(status)
+        return _bad(f'service unhealthy (responded with "{said}")')
+
+
+_LOOKS = {"tcp": _Tcp, "http": _Http, "grpc": _Grpc}
 
 
 def _header(fields: Fields) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from hypervisor.agent.httpget import Answer, HttpError, read_answer, render_request
 from hypervisor.agent.wire import FrameType
-from hypervisor.controller.spec import Action, ExecAction, HttpAction, SleepAction, TcpAction
+from hypervisor.controller.spec import Action, ExecAction, GrpcAction, HttpAction, SleepAction, TcpAction
 from hypervisor.errors import HvError
 from hypervisor.introspect.agent import AgentClient, AgentStream
 
@@ -60,6 +60,9 @@ class Actions:
                 return _outcome(await self._ask(timeout_s, exec={"argv": list(command)}))
             case TcpAction(port, host):
                 return _outcome(await self._ask(timeout_s, tcp={"host": host or self._address, "port": port}))
+            case GrpcAction(port, service):
+                args = {"host": self._address, "port": port, "service": service}
+                return _outcome(await self._ask(timeout_s, grpc=args))
             case HttpAction():
                 return await self._http(action, timeout_s)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hypervisor.controller.spec import Action, Care, ExecAction, HttpAction, Probe, SleepAction, TcpAction
+from hypervisor.controller.spec import Action, Care, ExecAction, GrpcAction, HttpAction, Probe, SleepAction, TcpAction
 from hypervisor.errors import InvalidInput
 
 Object = Mapping[str, Any]
@@ -96,8 +96,7 @@ def _hook(data: Object | None, ports: Sequence[Object], where: str) -> Action | 
 def _action(data: Object, kinds: Sequence[str], ports: Sequence[Object], where: str) -> Action:
     given = [kind for kind in kinds if data.get(kind) is not None]
     if len(given) != 1:
-        wanted = ", ".join(k for k in kinds if k != "grpc")
-        raise InvalidInput(f"give one of {wanted}, not {' and '.join(given) or 'none'}", where=where)
+        raise InvalidInput(f"give one of {', '.join(kinds)}, not {' and '.join(given) or 'none'}", where=where)
     kind = given[0]
     value, where = data[kind], f"{where}.{kind}"
     match kind:
@@ -115,7 +114,7 @@ def _action(data: Object, kinds: Sequence[str], ports: Sequence[Object], where: 
             return SleepAction(int(value["seconds"]))
         case "tcpSocket":
             raise InvalidInput("not supported: Kubernetes never made TCP hooks work; use exec", where=where)
-    raise InvalidInput("not supported: gRPC probes are not supported yet; use exec, httpGet or tcpSocket", where=where)
+    return GrpcAction(_port(value["port"], ports, f"{where}.port"), value.get("service") or "")
 
 
 def _http(data: Object, ports: Sequence[Object], where: str) -> HttpAction:

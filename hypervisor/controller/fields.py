@@ -175,7 +175,11 @@ _CONTAINER = (
         "volumeMounts[].readOnly",
         "volumeMounts[].subPath",
         "volumeMounts[].subPathExpr",
-        *(f"{probe}.{field}" for probe in _PROBES for field in (*_PROBE_FIELDS, "exec", "httpGet", "tcpSocket")),
+        *(
+            f"{probe}.{field}"
+            for probe in _PROBES
+            for field in (*_PROBE_FIELDS, "exec", "httpGet", "tcpSocket", "grpc")
+        ),
         "livenessProbe.terminationGracePeriodSeconds",
         "startupProbe.terminationGracePeriodSeconds",
         "lifecycle.postStart",
@@ -204,9 +208,6 @@ _CONTAINER = (
         "ports[].hostPort",
         "ports[].hostIP",
         harmless=(0, ""),
-    ),
-    *_refused(
-        "gRPC probes are not supported yet; use exec, httpGet or tcpSocket", *(f"{probe}.grpc" for probe in _PROBES)
     ),
     *_refused("a readiness probe ends nothing", "readinessProbe.terminationGracePeriodSeconds"),
     *_refused("every image has a stop signal, or SIGTERM", "lifecycle.stopSignal", harmless=("",)),

@@ -130,13 +130,21 @@ class TcpAction:
 
 
 @dataclass(frozen=True, slots=True)
+class GrpcAction:
+    """A health check of `service` (empty: the server as a whole) at a port of the pod's own address."""
+
+    port: int
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SleepAction:
     """Nothing, for so long."""
 
     seconds: int
 
 
-Action = ExecAction | HttpAction | TcpAction | SleepAction
+Action = ExecAction | HttpAction | TcpAction | GrpcAction | SleepAction
 
 
 @dataclass(frozen=True, slots=True)

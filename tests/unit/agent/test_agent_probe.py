@@ -134,3 +134,49 @@ async def test_bad_arguments(agent: AgentUnderTest, standin: Container, args: di
     answer = await look(agent, **args)
     assert answer["error"]["reason"] == "Invalid"
     assert message in answer["error"]["message"]
+
+
+# ---- gRPC: answers as grpcio's own server gives them (recorded), and what no server should give ----------------------
+
+_OPENED = (
+    "000018040000000000000400400000000500400000000600004000fe0300000001000004080000000000003f0001000000040100000000"
+)
+_HEADERS = (
+    "00004f0104000000012088400c636f6e74656e742d74797065106170706c69636174696f6e2f677270634014677270632d6163636570742d"
+    "656e636f64696e67176964656e746974792c206465666c6174652c20677a6970"
+)
+_ENDED = "00001e010500000001400b677270632d7374617475730130000c677270632d6d65737361676500"
+_SERVING = f"{_OPENED}{_HEADERS}00000700000000000100000000020801{_ENDED}"
+_ILL = f"{_OPENED}{_HEADERS}00000700000000000100000000020802{_ENDED}"
+_UNKNOWN = f"{_OPENED}{_HEADERS}0000050000000000010000000000{_ENDED}"
+_NO_SERVICE = (
+    f"{_OPENED}0000510105000000012088400c636f6e74656e742d74797065106170706c69636174696f6e2f67727063400b677270632d73746174"
+    "7573023132000c677270632d6d657373616765114d6574686f64206e6f7420666f756e6421"
+)
+_PADDED = f"{_OPENED}{_HEADERS}00000b0008000000010300000000020801000000{_ENDED}"
+
+
+@pytest.mark.usefixtures("anything")
+@pytest.mark.parametrize(
+    ("answer", "ok", "message"),
+    [
+        (_SERVING, True, ""),
+        (_PADDED, True, ""),
+        (_ILL, False, 'service unhealthy (responded with "NOT_SERVING")'),
+        (_UNKNOWN, False, 'service unhealthy (responded with "UNKNOWN")'),
+        (_NO_SERVICE, False, "no health service"),
+        (_OPENED, False, "ended before an answer"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".hex(), False, "not HTTP/2"),
+        (f"{_OPENED}000004030000000001{8:08x}", False, "error code 8"),
+        (f"{_OPENED}00000807000000000000000001{1:08x}", False, "error code 1"),
+        (f"{_OPENED}000002000900000001ff00", False, "damaged"),
+        (f"{_OPENED}00000600010000000100000000ff08", False, "no health status"),
+        (f"{_OPENED}0000060001000000010000000001ff", False, "cut off"),
+        ("0000ff0400000000ff" + "00" * 0xFF + ("000000060100000000" * 8000), False, "more than 65536 bytes"),
+    ],
+)
+async def test_grpc(agent: AgentUnderTest, answer: str, ok: bool, message: str) -> None:
+    async with serving(bytes.fromhex(answer)) as (port, heads):
+        result = (await look(agent, grpc={"host": "127.0.0.1", "port": port, "service": "x"}, timeout_s=10))["result"]
+    assert result["ok"] is ok and message in result["message"]
+    assert heads[0].startswith(b"PRI * HTTP/2.0\r\n")

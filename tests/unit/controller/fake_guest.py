@@ -193,12 +193,14 @@ class FakeGuest:
     async def _probe(self, args: dict[str, Any]) -> dict[str, Any]:
         if self.containers[args["container"]]["state"] != "running":
             raise NotFound("it does not run")
+        if "exec" not in args:
+            return {"ok": True, "message": ""}
         what = args["exec"]["argv"][0]
         return {"ok": self.script.looks.get(what, True), "message": f"{what} looked"}
 
     def looks(self, what: str) -> int:
         """How often that was asked for."""
-        return sum(call == "probe" and args["exec"]["argv"][0] == what for call, args in self.calls)
+        return sum(call == "probe" and "exec" in args and args["exec"]["argv"][0] == what for call, args in self.calls)
 
     async def _container_signal(self, args: dict[str, Any]) -> dict[str, Any]:
         self.exit(args["name"], 128 + args["signal"])

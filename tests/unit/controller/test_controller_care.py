@@ -76,6 +76,14 @@ def test_back_off_is_what_kubernetes_documents() -> None:
     assert policy.next(300, 600) == 0
 
 
+async def test_a_grpc_probe_asks_for_its_service(bench: Bench) -> None:
+    grpc = {"grpc": {"port": 50051, "service": "db"}, "periodSeconds": 1}
+    pod = await made(bench, readinessProbe=grpc)
+    await until(pod, lambda: conditions(pod)["Ready"] == "True")
+    (asked, *_) = [args for call, args in guest(bench).calls if call == "probe"]
+    assert asked["grpc"] == {"host": "10.0.2.15", "port": 50051, "service": "db"}
+
+
 # ---- probes ----------------------------------------------------------------------------------------------------------
 
 

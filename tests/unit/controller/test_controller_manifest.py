@@ -157,16 +157,16 @@ BAD: list[tuple[str, Any, str]] = [
         pod(volumes=[{"name": "v", "nfs": {"server": "s", "path": "/"}}]),
         "volumes[0].nfs: not supported",
     ),
-    ("gRPC probe", pod({"livenessProbe": {"grpc": {"port": 1}}}), f"{C}.livenessProbe.grpc: not supported: gRPC"),
+    ("gRPC probe", pod({"livenessProbe": {"grpc": {"port": 0}}}), f"{C}.livenessProbe.grpc.port: 0 is no port"),
     (
         "probe of nothing",
         pod({"livenessProbe": {}}),
-        f"{C}.livenessProbe: give one of exec, httpGet, tcpSocket, not none",
+        f"{C}.livenessProbe: give one of exec, httpGet, tcpSocket, grpc, not none",
     ),
     (
         "probe of two things",
         pod({"readinessProbe": {"exec": {"command": ["x"]}, "tcpSocket": {"port": 1}}}),
-        "give one of exec, httpGet, tcpSocket, not exec and tcpSocket",
+        "give one of exec, httpGet, tcpSocket, grpc, not exec and tcpSocket",
     ),
     (
         "port by a name that there is not",
