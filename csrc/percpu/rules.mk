@@ -6,10 +6,10 @@ PERCPU_TESTS := $(TESTS_DIR)/percpu
 PERCPU_SOURCES := $(wildcard percpu/*.c)
 PERCPU_HEADERS := $(wildcard percpu/*.h $(PERCPU_TESTS)/*.h) common/cleanup.h
 PERCPU_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(PERCPU_TESTS)
-PERCPU_NAMES := adds area ring magazine
+PERCPU_NAMES := adds area ring magazine trace
 
-TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-modes
-TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-magazine $(OUT)/tsan-percpu-few-adds
+TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-modes
+TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-magazine $(OUT)/tsan-percpu-trace $(OUT)/tsan-percpu-few-adds
 CLANG_CHECKS += percpu-clang-check
 COVERED += percpu
 
@@ -23,7 +23,7 @@ $(OUT)/tsan-percpu-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADER
 	$(CC) $(PERCPU_FLAGS) -DPV_PERCPU_PORTABLE $(SANITIZE) -fsanitize=thread $< $(PERCPU_SOURCES) -o $@ -pthread
 
 # Fixed addresses, so that objdump's are those of the process; no sanitizer: it would put calls between the instructions' neighbours.
-$(OUT)/percpu-break: $(PERCPU_TESTS)/test_break.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
+$(OUT)/percpu-break $(OUT)/percpu-delay: $(OUT)/percpu-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
 	$(CC) $(PERCPU_FLAGS) -O2 -g -no-pie $< $(PERCPU_SOURCES) -o $@ -pthread
 
 $(OUT)/percpu-norseq: $(PERCPU_TESTS)/norseq.c

@@ -2,7 +2,7 @@
 # The same tests where this library registers threads for rseq, and where nobody can. Usage: modes.sh FOLDER
 set -eu
 cd "$1"
-for test in adds area ring magazine; do
+for test in adds area ring magazine trace; do
     [ $test = adds ] && arguments=$((1 << 24)) || arguments=
     echo "-- $test, registered by this library"
     GLIBC_TUNABLES=glibc.pthread.rseq=0 ./percpu-$test $arguments
