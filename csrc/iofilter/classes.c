@@ -14,6 +14,7 @@ static const struct pv_filter_class *const classes[] = {
     &pv_error_class,
     &pv_throttle_class,
     &pv_linkedclone_class,
+    &pv_encrypt_class,
     &pv_snapshot_class,
 };
 
