@@ -12,6 +12,7 @@ import structlog
 
 from hypervisor.controller.node.callers import Callers
 from hypervisor.controller.node.certificate import ServingCertificate
+from hypervisor.controller.node.client_certificate import ClientCertificate
 from hypervisor.controller.node.config import Beats, NodeConfig
 from hypervisor.controller.node.kubelet import kubelet_app, serve_kubelet
 from hypervisor.controller.node.objects import ClusterObjects
@@ -91,12 +92,14 @@ async def _parts(
     events = EventRecorder(client, "kubelet", config.name)
     node = NodeObject(client, config, facts, lambda: images_status(images), beats)
     certificate = ServingCertificate(client, config.name, config.address, _certificate_file(facts.state_dir))
+    own = ClientCertificate(client, config.name, config.kubeconfig)
     app = kubelet_app(pods, Callers(client, config.name), config.name, facts.state_dir)
     async with asyncio.TaskGroup() as group:
         group.create_task(node.run(), name="node")
         group.create_task(events.run(), name="events")
         group.create_task(PodSync(client, pods, config, events, beats).run(), name="pod sync")
         group.create_task(certificate.run(), name="serving certificate")
+        group.create_task(own.run(), name="client certificate")
         group.create_task(serve_kubelet(app, config, certificate, ca), name="kubelet's server")
 
 
