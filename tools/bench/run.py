@@ -23,6 +23,7 @@ SECTIONS = {
     "faults": 9,
     "apiserver": 3,
     "growth": 5,
+    "percpu": 15,
 }
 
 

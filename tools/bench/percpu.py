@@ -1,0 +1,103 @@
+"""Per-CPU private data areas beside what they replace; not one add lost; a breakpoint at every instruction."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from measure import Figure
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+CSRC, TESTS = ROOT / "csrc", ROOT / "tests" / "c" / "percpu"
+ADDS = 1_000_000_000
+
+WHAT = {
+    "tls": "thread-local `++`",
+    "percpu": "per-CPU add",
+    "delayed": "the same by delayed preemption, in the area of the worker",
+    "getcpu": "`sched_getcpu` and an atomic add",
+    "atomic": "shared atomic",
+    "mutex": "mutex",
+    "percpu_2": "per-CPU add, 2 threads",
+    "atomic_2": "shared atomic, 2 threads",
+    "mutex_2": "mutex, 2 threads",
+    "malloc_2": "malloc and free of 256 bytes, 2 threads",
+    "magazine_2": "request cache, alloc and free of 256 bytes, 2 threads",
+    "malloc_deep_2": "malloc and free, 32 in use, 2 threads",
+    "magazine_deep_2": "request cache, 32 in use, 2 threads",
+    "ring": "record of 24 bytes through a per-CPU ring, both ends",
+    "trace": "trace event",
+    "trace_off": "trace point while tracing is off",
+}
+
+
+def build(folder: Path, name: str, *sources: Path) -> Path:
+    """A program of `sources` and the library, as it is shipped: -O2, no sanitizer."""
+    program = folder / name
+    flags = ("-O2", "-g", "-D_GNU_SOURCE", "-std=gnu11", "-no-pie", f"-I{CSRC}", f"-I{TESTS}")
+    library = sorted((CSRC / "percpu").glob("*.c"))
+    subprocess.run(["gcc", *flags, *sources, *library, "-o", program, "-pthread"], check=True)
+    return program
+
+
+def run(rounds: int) -> list[Figure]:
+    """Every case in turn, `rounds` times; then the checks that are counted."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        samples = measure(build(folder, "percpu", FOLDER / "percpu.c"), rounds)
+        return [
+            *(Figure(WHAT[case], "ns", values) for case, values in samples.items()),
+            *ratios(samples),
+            *_adds(build(folder, "adds", TESTS / "test_adds.c")),
+            _breakpoints(build(folder, "break", TESTS / "test_break.c")),
+        ]
+
+
+def measure(program: Path, rounds: int) -> dict[str, tuple[float, ...]]:
+    """Nanoseconds of one operation, by case."""
+    samples: dict[str, list[float]] = {case: [] for case in WHAT}
+    lines = subprocess.run([program, str(rounds)], check=True, capture_output=True, text=True).stdout
+    for line in lines.splitlines():
+        case, value = line.split()
+        samples[case].append(float(value))
+    return {case: tuple(values) for case, values in samples.items()}
+
+
+def ratios(samples: dict[str, tuple[float, ...]]) -> list[Figure]:
+    """What is promised, each ratio of two cases of the same round."""
+
+    def ratio(name: str, over: str, under: str, bar: float, *, at_least: bool) -> Figure:
+        values = tuple(a / b for a, b in zip(samples[over], samples[under], strict=True))
+        return Figure(name, "x", values, bar=bar, at_least=at_least)
+
+    return [
+        ratio("per-CPU add over thread-local `++`", "percpu", "tls", 1.8, at_least=False),
+        ratio("`sched_getcpu` and atomic over per-CPU add", "getcpu", "percpu", 7, at_least=True),
+        ratio("shared atomic over per-CPU add, 2 threads", "atomic_2", "percpu_2", 14, at_least=True),
+        ratio("malloc over request cache, 2 threads", "malloc_2", "magazine_2", 3, at_least=True),
+        ratio("malloc over request cache, 32 in use, 2 threads", "malloc_deep_2", "magazine_deep_2", 3, at_least=True),
+    ]
+
+
+def _adds(program: Path) -> list[Figure]:
+    """The test program compares the sum; it fails when one is lost. Run without and with signals."""
+    text = subprocess.run([program, str(ADDS)], capture_output=True, text=True, check=False)
+    moves = tuple(float(rate) for rate in re.findall(r"(\d+) moves a second", text.stdout))
+    lost = 0.0 if text.returncode == 0 and len(moves) == 2 else 1.0
+    return [
+        Figure(
+            "10^9 adds of 16 threads that are moved, and again with signals: runs that lost one", "", (lost,), bar=0
+        ),
+        Figure("how often a thread was moved meanwhile", "1/s", moves or (0.0,), bar=1000, at_least=True),
+    ]
+
+
+def _breakpoints(program: Path) -> Figure:
+    text = subprocess.run([program], capture_output=True, text=True, check=False)
+    found = re.search(r"^(\d+) breakpoints", text.stdout, re.MULTILINE)
+    count = float(found[1]) if found and text.returncode == 0 else 0.0
+    name = "breakpoints, one at every instruction of every sequence, that aborted it and left no trace"
+    return Figure(name, "", (count,), bar=1, at_least=True)
