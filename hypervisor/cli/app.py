@@ -33,10 +33,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "stop": ("stop", "stop", "Stop pods; their logs stay until hv rm."),
     "rm": ("stop", "rm", "Remove pods and everything that belongs to them."),
     "console": ("console", "console", "Print the console of a pod's VM: kernel and agent messages."),
+    "debug": ("debug", "debug", "Open a shell in a pod's guest, beside its containers."),
     "inspect": ("inspect", "inspect", "Show a pod's VM as the hypervisor sees it."),
     "top": ("top", "top", "Show what pods use: CPU, memory, processes, disk."),
     "apply": ("apply", "apply", "Start pods from Kubernetes v1 Pod manifests."),
     "image": ("image", "image", "Pull, import, list and remove images."),
+    "disk": ("disk", "disk", "Create, clone, filter and open virtual disks."),
     "doctor": ("doctor", "doctor", "Check what this machine has and lacks for running pod VMs."),
     "version": ("version", "version", "Print the versions of hv and of the running daemon."),
     "cluster": (

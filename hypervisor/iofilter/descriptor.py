@@ -123,7 +123,10 @@ class Descriptor:
     def place_for(self, kind: str) -> int:
         """Where a filter goes when nobody says: after all of its class and those before. Raises `InvalidInput`."""
         order = ORDERS.index(filter_class(kind).order)
-        return sum(1 for spec in self.filters if ORDERS.index(filter_class(spec.kind).order) <= order)
+        if ORDERS[order] == "anywhere":
+            return 0
+        before = [i for i, spec in enumerate(self.filters) if ORDERS.index(filter_class(spec.kind).order) <= order]
+        return before[-1] + 1 if before else 0
 
     def with_filter(self, spec: FilterSpec, at: int) -> Self:
         """With one more filter."""
@@ -177,6 +180,8 @@ def _check_chain(filters: tuple[FilterSpec, ...]) -> None:
             order = ORDERS.index(filter_class(spec.kind).order)
         except InvalidInput as error:
             raise InvalidInput(f"{error}; without it the disk would give wrong data", where=where) from None
+        if ORDERS[order] == "anywhere":
+            order = before
         if order < before:
             raise InvalidInput(
                 f"{spec.kind} ({ORDERS[order]}) cannot come after {filters[i - 1].kind} ({ORDERS[before]})", where=where

@@ -19,7 +19,8 @@ from hypervisor.iofilter.native import error_of, ffi, lib, new_fail, settings
 SPIN_NS = 20_000
 """How long the loop may poll before it sleeps: about what a wake-up costs in a virtual machine."""
 _FIGURES = 256
-ORDERS = ("inspection", "caching", "compression", "encryption", "replication")
+ORDERS = ("inspection", "caching", "compression", "encryption", "replication", "anywhere")
+"""The classes of filters, from the guest to the data; those of the last may stand between any others."""
 
 
 @dataclass(frozen=True)

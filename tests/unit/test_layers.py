@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "kube": {"errors"},
     "controller": {"errors", "version", "kube", "vsock", "vmx", "vmm", "images", "introspect", "agent"},
     "master": {"errors", "version", "kube"},
-    "cli": {"errors", "version", "kube", "vmx", "vmm", "introspect", "controller", "master"},
+    "cli": {"errors", "version", "kube", "iofilter", "vmx", "vmm", "introspect", "controller", "master"},
 }
 # The host shares two modules with the guest: the protocol and the log format.
 SHARED_WITH_GUEST = {"hypervisor.agent.wire", "hypervisor.agent.logs", "hypervisor.agent.httpget"}
