@@ -18,9 +18,9 @@ from contextlib import asynccontextmanager
 from aiohttp import WSMessage, WSMsgType, web
 
 from hypervisor.introspect.agent import Ending
-from hypervisor.introspect.liveness import pinging
 from hypervisor.introspect.session import ClientEvent, Resize, Stdin, StdinEnd
 from hypervisor.introspect.status import status_of_ending
+from hypervisor.kube.liveness import pinging
 
 V5 = "v5.channel.k8s.io"
 V4 = "v4.channel.k8s.io"

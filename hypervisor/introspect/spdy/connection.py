@@ -25,7 +25,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from hypervisor.errors import ProtocolError
-from hypervisor.introspect.liveness import pinging
 from hypervisor.introspect.spdy.frames import (
     CANCEL,
     INVALID_STREAM,
@@ -40,6 +39,7 @@ from hypervisor.introspect.spdy.frames import (
     SynReply,
     SynStream,
 )
+from hypervisor.kube.liveness import pinging
 
 MAX_STREAMS = 1024
 BUFFER = 256 * 1024

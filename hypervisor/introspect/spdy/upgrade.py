@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from hypervisor.errors import InvalidInput
-from hypervisor.introspect.liveness import keep_alive
+from hypervisor.kube.liveness import keep_alive
 
 UPGRADE = "SPDY/3.1"
 HIGH_WATER = 256 * 1024

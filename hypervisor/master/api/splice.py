@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from hypervisor.errors import Unavailable
-from hypervisor.introspect.liveness import keep_alive
+from hypervisor.kube.liveness import keep_alive
 
 CONNECT_S = 10.0
 DRAIN_S = 5.0

@@ -13,7 +13,7 @@ from agent_under_test import until
 from test_introspect_faults import Node, node
 
 from hypervisor.agent.container import Container
-from hypervisor.introspect import liveness
+from hypervisor.kube import liveness
 
 __all__ = ["node"]
 
