@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from hypervisor.controller.pods import Pods
+from hypervisor.controller.podvm import PodVm
 from hypervisor.errors import HvError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def in_session(pods: Pods) -> Middleware:
+class Named(Protocol):
+    """Pods by their names."""
+
+    def get(self, namespace: str, name: str) -> PodVm:
+        """:raises NotFound: there is no such pod"""
+
+
+def in_session(pods: Named) -> Middleware:
     """A middleware that holds a session of the pod in the request's path while the request is handled."""
 
     @web.middleware

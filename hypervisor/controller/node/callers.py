@@ -39,7 +39,7 @@ DENIED_S = 30.0
 REMEMBERED = 1024
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-_SUBRESOURCES = {"stats": "stats", "metrics": "metrics", "logs": "log", "healthz": "healthz"}
+_SUBRESOURCES = {"stats": "stats", "metrics": "metrics", "logs": "log", "debug": "debug", "healthz": "healthz"}
 """By a path's first part; everything else is ``proxy``."""
 
 

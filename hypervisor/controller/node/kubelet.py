@@ -17,6 +17,7 @@ from hypervisor.controller.metrics import add_metrics_route
 from hypervisor.controller.node.callers import Callers
 from hypervisor.controller.node.certificate import ServingCertificate
 from hypervisor.controller.node.config import NodeConfig
+from hypervisor.controller.node.mirrors import NodePods
 from hypervisor.controller.node.stats import NodeStats, resource_metrics
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
@@ -35,9 +36,10 @@ def kubelet_app(pods: Pods, callers: Callers, node: str, folder: Path) -> web.Ap
     :param folder: where its pods' disks and its images lie
     """
     stats, registry = NodeStats(pods, node, folder), own_metrics(pods)
-    app = web.Application(middlewares=[errors, callers.middleware(), in_session(pods)], client_max_size=0)
+    named = NodePods(pods, node)
+    app = web.Application(middlewares=[errors, callers.middleware(), in_session(named)], client_max_size=0)
     app.on_response_prepare.append(note_started)
-    add_routes(app, pods)
+    add_routes(app, named)
     add_metrics_route(app, pods)
 
     async def all_pods(_: web.Request) -> web.Response:

@@ -15,6 +15,8 @@ and every `resync_s`; one key never by two workers, so its reports are in order.
     being deleted      yes             stop it within its grace period; once its VM is gone report, then remove it
     being deleted      no              DELETE with grace period 0 and its uid: the name is free
 
+Static pods have mirrors at the server (`mirrors`); what bears their annotation is worked on there.
+
 Nothing is decided before the informer has synced: a node that is cut off, or starts while the server is away, leaves
 its pods running. Killed at any point, the next daemon finds the pods by their uids on disk and goes on from this table.
 A pod's entry on the host goes before the server's, so that no pod of the same name runs twice.
@@ -30,6 +32,7 @@ import structlog
 
 from hypervisor.controller.journal import new_record
 from hypervisor.controller.node.config import Beats, NodeConfig
+from hypervisor.controller.node.mirrors import Mirrors, NodePods, is_mirror
 from hypervisor.controller.node.podreport import PodEvent, events_between, rejected, status_of, status_patch
 from hypervisor.controller.node.translate import host_manifest
 from hypervisor.controller.pods import Pods
@@ -62,6 +65,8 @@ class PodSync:
         self._answers: dict[str, Object] = {}  # what the server said to the last report, by uid
         self._watched: dict[str, Key] = {}
         self._fresh: set[str] = set()  # uids of pods that this daemon accepted: their Events begin at the beginning
+        self._named = NodePods(pods, config.name)
+        self._mirrors = Mirrors(client, self._named, config.name)
         self._log = structlog.get_logger()
         self.informer = Informer(
             client,
@@ -91,18 +96,22 @@ class PodSync:
         """Every pod of the cluster gets somebody who hears of its changes."""
         while True:
             version = self._pods.topic.version
-            mine = {p.stored.uid: p for p in self._pods if p.stored.source == CLUSTER}
+            mine = {p.stored.uid: p for p in self._pods if p.stored.source == CLUSTER or p.stored.static_file}
             for uid in [u for u in self._watched if u not in mine]:
-                self._answers.pop(uid, None)
+                self._answers.pop(uid, None)  # a mirror's has another uid, and is small
                 self._queue.add(self._watched.pop(uid))
             for uid, pod in mine.items():
                 if uid not in self._watched:
-                    self._watched[uid] = pod.pod.key
+                    self._watched[uid] = self._key(pod)
                     group.create_task(self._watch_pod(pod), name=f"watch {uid}")
             await self._pods.topic.wait_newer(version)
 
+    def _key(self, pod: PodVm) -> Key:
+        """Under which the server has it."""
+        return self._named.mirror_key(pod) if pod.stored.static_file is not None else pod.pod.key
+
     async def _watch_pod(self, pod: PodVm) -> None:
-        key, topic = pod.pod.key, pod.journal.topic
+        key, topic = self._key(pod), pod.journal.topic
         told = 0
         seen = new_record(pod.pod) if pod.stored.uid in self._fresh else pod.journal.record
         self._fresh.discard(pod.stored.uid)
@@ -128,7 +137,8 @@ class PodSync:
         return told
 
     def _tell(self, pod: PodVm, events: Any) -> None:
-        shown = {"metadata": {"name": pod.pod.name, "namespace": pod.pod.namespace, "uid": pod.stored.uid}}
+        namespace, name = self._key(pod)
+        shown = {"metadata": {"name": name, "namespace": namespace, "uid": pod.stored.uid}}
         for event in events:
             self._events.record(reference(PODS, shown, event.field_path), event.kind, event.reason, event.message)
 
@@ -136,6 +146,11 @@ class PodSync:
 
     async def _sync(self, key: Key) -> None:
         wanted = self.informer.store.get(key)
+        if is_mirror(wanted or {}) or (wanted is None and self._named.static(key) is not None):
+            static = await self._mirrors.keep(key, wanted)
+            if static is not None and wanted is not None:
+                await self._report(wanted, static)
+            return
         pod = self._pods.peek(*key)
         if pod is not None and pod.stored.source == CLUSTER and (wanted is None or uid_of(wanted) != pod.stored.uid):
             await self._end(pod, None)
@@ -203,7 +218,7 @@ class PodSync:
 
     async def _report(self, wanted: Object, pod: PodVm) -> bool:
         """Brings the server's status up to date; False when the server has no such pod any more."""
-        uid = pod.stored.uid
+        uid = uid_of(wanted)
         known = _newer(wanted, self._answers.get(uid))
         server = get(known, "status", default={})
         patch = status_patch(status_of(pod.view(), uid, self._config.address, server), server, uid)
