@@ -15,10 +15,16 @@ extern const char __stop_pv_nonpreemptible[] __attribute__((visibility("hidden")
 
 __thread struct pv_delay_state pv_delay_state __attribute__((tls_model("initial-exec")));
 ptrdiff_t pv_delay_offset;
+int pv_delay_signal;
 
 static struct range ranges[PV_DELAY_RANGES];
 static unsigned range_count;
 static pv_delay_preempt preempt_now;
+
+__attribute__((constructor)) static void find_offset(void)
+{
+    pv_delay_offset = (char *)&pv_delay_state - (char *)__builtin_thread_pointer();
+}
 
 /* ---- non-preemptible code ---------------------------------------------------------------------------------------- */
 
@@ -129,8 +135,8 @@ int pv_delay_install(int signal_number, pv_delay_preempt preempt, int *err)
 {
     struct sigaction action = {.sa_sigaction = on_preemption, .sa_flags = SA_SIGINFO | SA_RESTART};
 
-    pv_delay_offset = (char *)&pv_delay_state - (char *)__builtin_thread_pointer();
     preempt_now = preempt;
+    pv_delay_signal = signal_number;
     sigemptyset(&action.sa_mask);
     if (!range_count && pv_delay_add_range(__start_pv_nonpreemptible, __stop_pv_nonpreemptible, err))
         return -1;

@@ -44,6 +44,7 @@ struct pv_delay_state {
     uint64_t delayed, honoured, at_once;
 };
 extern __thread struct pv_delay_state pv_delay_state __attribute__((tls_model("initial-exec"), visibility("hidden")));
+extern int pv_delay_signal __attribute__((visibility("hidden"))); /* the preemption signal; 0: none yet */
 extern ptrdiff_t pv_delay_offset __attribute__((visibility("hidden"))); /* of it, from the thread pointer */
 
 /* Called to preempt: from the signal handler (the interrupted registers lie on the same stack) or from the end of a section; with the
