@@ -31,6 +31,17 @@ class StoredImages:
             return self.store.get(image_id)
         return await self.store.pull(container.image, policy=self._policy(container), credentials=credentials)
 
+    def asks_registry(self, container: ContainerSpec) -> bool:
+        """By its pull policy, and by what is stored."""
+        policy = self._policy(container)
+        if policy is not PullPolicy.MISSING:
+            return policy is PullPolicy.ALWAYS
+        try:
+            self.store.get(container.image)
+        except NotFound:
+            return True
+        return False
+
     def lease(self, image: Image) -> Lease:
         """While it is open the image is not removed."""
         return self.store.lease(image)

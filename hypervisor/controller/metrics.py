@@ -34,6 +34,7 @@ _ROWS: tuple[tuple[type[Metric], str, tuple[str, ...], float, str], ...] = (
     (_GAUGE, "memory_peak_bytes", ("memory_peak",), 1, "The most that it has been."),
     (_GAUGE, "processes", ("pids",), 1, "Threads and processes of the VM on its host."),
     (_COUNTER, "vmx_replacements", ("vmx_replaced",), 1, "Times that a killed vmx was replaced."),
+    (_COUNTER, "trims", ("trims",), 1, "Times that the VM gave back translated code, for it idled."),
     (_COUNTER, "faults", ("vmx", "ram", "faults"), 1, "Page faults that vmx served."),
     (_COUNTER, "filled_bytes", ("vmx", "ram", "bytes"), 1, "Guest RAM filled, by faults and prefetch."),
     (_COUNTER, "copied_pages", ("vmx", "ram", "pages_copied"), 1, "Pages filled with a template's data."),
@@ -105,8 +106,9 @@ class Look(Collector):
         for labels, stats in self._vms:
             ram = (stats.get("vmx") or {}).get("ram")
             if isinstance(ram, dict) and isinstance(ram.get("latency"), list):
-                # The sum is not counted; without it there is no count either (it is podvisor_vm_faults_total).
-                family.add_metric(labels, list(buckets(ram["latency"])), sum_value=None)
+                # A vmx of an earlier version does not tell the sum; then there is no count either.
+                total = number(ram, ("latency_ns",))
+                family.add_metric(labels, list(buckets(ram["latency"])), None if total is None else total * _NS)
         return family
 
     def _host_families(self) -> Iterator[Metric]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable
 
 from hypervisor.controller.backoff import BackoffPolicy
@@ -36,8 +37,30 @@ async def pull_all(
     for container in (*pod.init_containers, *pod.containers):
         image_id = journal.record.container(container.name).image_id if running else ""
         wanted = functools.partial(_resolve, container, image_id, source, secrets, pod, journal)
-        images[container.name] = await _pull(container, wanted, journal, backoff)
+        if image_id:
+            images[container.name] = await _pull(container, wanted, journal, backoff)
+        else:
+            told = functools.partial(_told, container, wanted, source, journal)
+            images[container.name] = await _pull(container, told, journal, backoff)
     return images
+
+
+async def _told(
+    container: ContainerSpec, wanted: Callable[[], Awaitable[Image]], source: ImageSource, journal: Journal
+) -> Image:
+    """As `wanted`, with the Events that Kubernetes has for it."""
+    name = container.image
+    if not source.asks_registry(container):
+        image = await wanted()
+        journal.note("Normal", "Pulled", f'Container image "{name}" already present on machine', container.name)
+        return image
+    journal.note("Normal", "Pulling", f'Pulling image "{name}"', container.name)
+    began = time.monotonic()
+    image = await wanted()
+    took = f"{time.monotonic() - began:.3f}s"
+    said = f'Successfully pulled image "{name}" in {took} ({took} including waiting). '
+    journal.note("Normal", "Pulled", f"{said}Image size: {image.size_bytes} bytes.", container.name)
+    return image
 
 
 async def _resolve(

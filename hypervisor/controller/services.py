@@ -49,6 +49,9 @@ class ImageSource(Protocol):
         :raises HvError: it cannot be had
         """
 
+    def asks_registry(self, container: ContainerSpec) -> bool:
+        """Whether `resolve` will ask the image's registry, rather than take what is stored."""
+
     def lease(self, image: Image) -> AbstractContextManager[object]:
         """While it is open the image is not removed; raises `NotFound` if it has been."""
 

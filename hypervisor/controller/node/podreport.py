@@ -140,8 +140,6 @@ def _container_events(
     was: ContainerRecord, now_: ContainerRecord, record: PodRecord, spec: PodSpec
 ) -> Iterator[tuple[EventType, str, str]]:
     image = spec.container(now_.name).image
-    if now_.image_id and not was.image_id:
-        yield "Normal", "Pulled", f'Container image "{image}" is present on this host'
     match now_.state:
         case Running() if now_.state != was.state:
             yield "Normal", "Created", f"Created container: {now_.name}"
@@ -162,7 +160,9 @@ def _waiting_events(
             yield "Warning", "BackOff", f"Back-off restarting failed container {container.name}"
         case "ImagePullBackOff":
             yield "Warning", "Failed", f'Failed to pull image "{image}": {message}'
+            yield "Warning", "Failed", "Error: ErrImagePull"
             yield "Normal", "BackOff", f'Back-off pulling image "{image}"'
+            yield "Warning", "Failed", "Error: ImagePullBackOff"
         case "InvalidImageName":
             yield "Warning", "InspectFailed", f'Failed to apply default image tag "{image}": {message}'
         case "ErrImageNeverPull" | "CreateContainerConfigError":

@@ -293,6 +293,9 @@ class FakeImages:
             raise self.failures.pop(0)
         return Image("ab" * 32, ("x",), "sha256:" + "cd" * 32, Path("/nowhere"), 1, "", self.config)
 
+    def asks_registry(self, container: ContainerSpec) -> bool:
+        return container.pull == "Always"
+
     def lease(self, _image: Image) -> Any:
         return nullcontext()
 

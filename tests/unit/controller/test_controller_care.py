@@ -45,7 +45,7 @@ def guest(bench: Bench) -> FakeGuest:
 
 
 def said(pod: PodVm) -> list[str]:
-    return [n.reason for n in pod.journal.notices]
+    return [n.reason for n in pod.journal.notices if n.reason != "Pulled"]
 
 
 def conditions(pod: PodVm) -> dict[str, str]:

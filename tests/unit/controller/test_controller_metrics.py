@@ -17,7 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from hypervisor.controller import metrics
 
-RAM = {"faults": 7, "bytes": 8192, "latency": [0] * 12 + [5, 0, 0, 2] + [0] * 20, "prefetch_hits": 3}
+RAM = {
+    "faults": 7,
+    "bytes": 8192,
+    "latency": [0] * 12 + [5, 0, 0, 2] + [0] * 20,
+    "prefetch_hits": 3,
+    "latency_ns": 51_000,
+}
 STATS = {"cpu_ns": 2_000_000_000, "vmx": {"ram": RAM, "vsock": {"connections": 1}}, "vmx_replaced": 1}
 
 
@@ -79,10 +85,13 @@ async def test_counters_have_names_units_and_labels(bench: Bench, scraper: TestC
 
 async def test_latency_is_a_cumulative_histogram_in_seconds(bench: Bench, scraper: TestClient[Any, Any]) -> None:
     await run_pods(bench, a=STATS)
-    found = values(await scrape(scraper), "podvisor_vm_fault_duration_seconds_bucket")
+    text = await scrape(scraper)
+    found = values(text, "podvisor_vm_fault_duration_seconds_bucket")
     bounds = [float(bound) for bound in found]
     assert bounds == sorted(bounds) and bounds[0] == pytest.approx(1.024e-6) and bounds[-1] == float("inf")
     assert list(found.values()) == sorted(found.values())
+    assert values(text, "podvisor_vm_fault_duration_seconds_sum") == {"a": pytest.approx(51e-6)}
+    assert values(text, "podvisor_vm_fault_duration_seconds_count") == {"a": 7}
     assert found["4.096e-06"] == 5 and found["6.5536e-05"] == 7 and found["+Inf"] == 7
 
 

@@ -9,6 +9,8 @@ from fake_guest import Script
 from node_bench import PODS, Cluster, api_pod
 from pod_bench import manifest
 
+from hypervisor.errors import Unavailable
+
 
 def reasons(cluster: Cluster) -> set[str]:
     return {obj["reason"] for (c, _, _), obj in cluster.server.objects.items() if c == "/api/v1/events"}
@@ -35,6 +37,31 @@ async def test_a_bound_pod_runs_is_reported_and_goes(cluster: Cluster) -> None:
     assert reads == []  # an API server does not let nodes read subresources
     for deletion in [b for m, _, b in cluster.server.requests if m == "DELETE"]:
         assert deletion["gracePeriodSeconds"] == 0 and deletion["preconditions"] == {"uid": made["metadata"]["uid"]}
+
+
+async def test_events_of_an_image_are_those_of_kubernetes(cluster: Cluster) -> None:
+    def container(name: str, policy: str) -> dict[str, Any]:
+        return {"name": name, "image": "x:1", "imagePullPolicy": policy}
+
+    cluster.bench.images.failures = [Unavailable("no route")]
+    cluster.server.put(PODS, api_pod(containers=[container("a", "Always"), container("b", "IfNotPresent")]))
+    async with cluster.node():
+        await cluster.until(lambda: cluster.status().get("phase") == "Running")
+        await cluster.until(lambda: "Started" in reasons(cluster))
+        found = [o for (c, _, _), o in cluster.server.objects.items() if c == "/api/v1/events"]
+    said = {
+        (e["involvedObject"].get("fieldPath"), e["type"], e["reason"], e["message"].split(" in ")[0]) for e in found
+    }
+    a, b = "spec.containers{a}", "spec.containers{b}"
+    assert {
+        (a, "Normal", "Pulling", 'Pulling image "x:1"'),
+        (a, "Warning", "Failed", "Error: ErrImagePull"),
+        (a, "Normal", "BackOff", 'Back-off pulling image "x:1"'),
+        (a, "Warning", "Failed", "Error: ImagePullBackOff"),
+        (a, "Normal", "Pulled", 'Successfully pulled image "x:1"'),
+        (b, "Normal", "Pulled", 'Container image "x:1" already present on machine'),
+    } <= said
+    assert not any(path == b and reason == "Pulling" for path, _, reason, _ in said)
 
 
 async def test_only_differences_are_sent(cluster: Cluster) -> None:
