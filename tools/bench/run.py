@@ -24,6 +24,7 @@ SECTIONS = {
     "apiserver": 3,
     "growth": 5,
     "percpu": 15,
+    "nbd": 5,
 }
 
 
