@@ -113,7 +113,7 @@ async def test_liveness_restarts(bench: Bench) -> None:
     assert ("container.stop", {"name": "c", "grace_s": 7}) in guest(bench).calls
     assert status(pod)["lastState"]["terminated"]["exitCode"] == 143
     assert said(pod)[:3] == ["Unhealthy", "Unhealthy", "Killing"]
-    assert "failed liveness probe, will be restarted" in pod.journal.notices[2].message
+    assert "failed liveness probe, will be restarted" in pod.journal.notices[3].message
 
 
 async def test_liveness_ends_a_pod_that_never_restarts(bench: Bench) -> None:
