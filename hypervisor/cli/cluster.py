@@ -43,6 +43,9 @@ def paths_of(settings: Settings) -> ClusterPaths:
     type=click.FloatRange(1),
     help="Without a sign of life for so long a host is taken for lost. Default: 40.",
 )
+@click.option(
+    "--warm", metavar="N", type=click.IntRange(0, 1000), help="VMs that each host keeps ready for pods. Default: 0."
+)
 @cluster_networks.options(None)
 @click.option("--timeout", metavar="SECONDS", type=float, default=120.0, show_default=True, help="How long to wait.")
 @pass_settings
@@ -52,6 +55,7 @@ def up(
     store: str | None,
     port: int | None,
     node_grace: float | None,
+    warm: int | None,
     services: str | None,
     pods: str | None,
     node_ports: str | None,
@@ -65,7 +69,9 @@ def up(
     from hypervisor.cli.cluster_up import Wanted, bring_up
 
     paths = paths_of(settings)
-    spec = bring_up(paths, Wanted(hosts, store, port, node_grace, services, pods, node_ports), output.note, timeout)
+    spec = bring_up(
+        paths, Wanted(hosts, store, port, node_grace, services, pods, node_ports, warm), output.note, timeout
+    )
     click.echo(f"The cluster runs: {spec.server}, {len(spec.hosts)} hosts. To use it:")
     click.echo(f"  export KUBECONFIG={paths.kubeconfig}")
     click.echo("  kubectl get nodes")

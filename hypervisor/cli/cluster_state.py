@@ -52,6 +52,7 @@ class ClusterSpec:
     :ivar port: of the API server, on 127.0.0.1
     :ivar store: as ``hv master --store`` takes it
     :ivar node_grace_s: without a sign of life for so long a host is taken for lost
+    :ivar warm: VMs that each host keeps ready
     """
 
     port: int
@@ -59,6 +60,7 @@ class ClusterSpec:
     hosts: tuple[HostSpec, ...]
     node_grace_s: float = NODE_GRACE_S
     networks: Networks = field(default_factory=Networks)
+    warm: int = 0
 
     @property
     def server(self) -> str:
@@ -74,6 +76,7 @@ class ClusterSpec:
             "store": self.store,
             "nodeGraceSeconds": self.node_grace_s,
             "networks": asdict(self.networks),
+            "warm": self.warm,
             "hosts": hosts,
         }
 
@@ -142,7 +145,7 @@ class ClusterPaths:
             hosts = tuple(HostSpec(str(h["name"]), str(h["address"]), int(h["port"])) for h in data["hosts"])
             grace = float(data.get("nodeGraceSeconds", NODE_GRACE_S))
             networks = Networks(**data.get("networks", {}))
-            return ClusterSpec(int(data["port"]), str(data["store"]), hosts, grace, networks)
+            return ClusterSpec(int(data["port"]), str(data["store"]), hosts, grace, networks, int(data.get("warm", 0)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -58,6 +58,7 @@ class Wanted:
     services: str | None = None
     pods: str | None = None
     node_ports: str | None = None
+    warm: int | None = None
 
 
 def bring_up(paths: ClusterPaths, wanted: Wanted, tell: Tell, timeout: float = READY_TIMEOUT) -> ClusterSpec:
@@ -92,7 +93,8 @@ def planned(paths: ClusterPaths, wanted: Wanted) -> ClusterSpec:
         store = wanted.store or "sqlite"
         grace = wanted.node_grace_s or NODE_GRACE_S
         hosts = placed(hosts_of(count), set())
-        return ClusterSpec(wanted.port or _free_port(), store, hosts, grace, _networks(wanted, Networks()))
+        networks = _networks(wanted, Networks())
+        return ClusterSpec(wanted.port or _free_port(), store, hosts, grace, networks, wanted.warm or 0)
     if wanted.store not in (None, old.store):
         raise InvalidInput(f"the cluster keeps its objects in {old.store}; for another store make it anew: "
                            "hv cluster down --delete", where="--store")  # fmt: skip
@@ -111,7 +113,10 @@ def planned(paths: ClusterPaths, wanted: Wanted) -> ClusterSpec:
         )
     hosts = _grown(old.hosts, count, wanted.hosts is not None)
     running = {host.name for host in hosts if paths.process(host.name) is not None}
-    return ClusterSpec(port, old.store, placed(hosts, running), grace, networks)
+    warm = old.warm if wanted.warm is None else wanted.warm
+    if warm != old.warm and running:
+        raise InvalidInput(f"{min(running)} runs with {old.warm}; run hv cluster down first", where="--warm")
+    return ClusterSpec(port, old.store, placed(hosts, running), grace, networks, warm)
 
 
 def _networks(wanted: Wanted, usual: Networks) -> Networks:
@@ -241,7 +246,7 @@ class _Starter:
             *("--state-dir", str(self._paths.host(host.name)), "hostd"),
             *("--node-name", host.name, "--kubeconfig", str(self._paths.node_kubeconfig(host.name))),
             *("--node-address", host.address, "--node-port", str(host.port)),
-            *("--node-memory", f"{memory >> 20}Mi"),
+            *("--node-memory", f"{memory >> 20}Mi", "--warm", str(self._spec.warm)),
         ]
 
     def _check_address(self, host: HostSpec) -> None:

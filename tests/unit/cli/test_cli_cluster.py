@@ -74,6 +74,18 @@ def test_the_time_out_of_a_lost_host_is_kept(paths: ClusterPaths) -> None:
     assert planned(paths, Wanted()).node_grace_s == 12
 
 
+def test_warm_vms_are_kept_and_change_only_while_no_host_runs(
+    paths: ClusterPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.save(planned(paths, Wanted(hosts=1, warm=3)))
+    assert planned(paths, Wanted()).warm == 3
+    assert planned(paths, Wanted(warm=0)).warm == 0
+    monkeypatch.setattr(ClusterPaths, "process", lambda _self, name: 1 if name == "host-1" else None)
+    assert planned(paths, Wanted(warm=3)).warm == 3
+    with pytest.raises(InvalidInput, match="host-1 runs with 3; run hv cluster down first"):
+        planned(paths, Wanted(warm=2))
+
+
 def test_a_removed_host_leaves_its_number(paths: ClusterPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_up, "_is_free", lambda *_address: True)
     first, second, third = hosts_of(3)
