@@ -15,6 +15,7 @@ static const struct pv_filter_class *const classes[] = {
     &pv_throttle_class,
     &pv_linkedclone_class,
     &pv_encrypt_class,
+    &pv_integrity_class,
     &pv_snapshot_class,
 };
 

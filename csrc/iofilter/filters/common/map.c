@@ -177,6 +177,8 @@ static int load_page(struct pv_map *map, uint64_t page, bool into_live, struct p
         return 0;
     map->pages[page].generation = pair[which].generation;
     map->pages[page].flags |= PV_PAGE_WRITTEN | (which ? PV_PAGE_SECOND : 0);
+    if (pair[which].marked)
+        map->pages[page].flags |= PV_PAGE_MARK | PV_PAGE_MARKED | (into_live && map->lost_power ? PV_PAGE_DOUBT : 0);
     if (into_live) {
         error = pv_map_back(map, page);
         if (error)
@@ -421,6 +423,31 @@ void pv_map_detach(struct pv_map *map)
     pv_target_detach(map->state);
 }
 
+/* ---- marks ---- */
+
+uint16_t pv_map_seconds(void)
+{
+    return (uint16_t)(pv_loop_clock_ns() / 1000000000);
+}
+
+void pv_map_use_marks(struct pv_map *map, bool (*busy)(struct pv_filter *filter, uint64_t page))
+{
+    map->busy = busy;
+}
+
+bool pv_map_marked(const struct pv_map *map, uint64_t first, uint64_t last)
+{
+    for (uint64_t page = first; page <= last; page++)
+        if ((map->pages[page].flags & (PV_PAGE_MARK | PV_PAGE_MARKED)) != (PV_PAGE_MARK | PV_PAGE_MARKED))
+            return false;
+    return true;
+}
+
+bool pv_map_in_doubt(const struct pv_map *map, uint64_t page)
+{
+    return map->pages[page].flags & PV_PAGE_DOUBT;
+}
+
 /* ---- pages ---- */
 
 uint64_t pv_map_word(const struct pv_map *map, unsigned index)
@@ -460,6 +487,8 @@ int pv_map_back(struct pv_map *map, uint64_t page)
 
 void pv_map_note(struct pv_map *map, uint64_t page)
 {
+    if (map->busy)
+        map->pages[page].changed_s = pv_map_seconds();
     if (!(map->pages[page].flags & PV_PAGE_CHANGED))
         map->changed++;
     map->pages[page].flags |= PV_PAGE_CHANGED;

@@ -18,6 +18,10 @@
  *
  *     open (same boot: live; other boot: durable) -> look, back, change ... sync ... -> close (nothing changed since the last sync: live is removed)
  *
+ * Marks, for maps that must not be older than the data (integrity): a page that is to be changed is marked durably before the data is
+ * written, in groups of PV_MAP_MARK_GROUP; the mark goes away with a sync, once the page was left alone for PV_MAP_MARK_SECONDS. After a power cut
+ * a marked page is *in doubt*: its data may be newer than it (the dirty regions of Linux's md and dm-integrity).
+ *
  * What was acknowledged and not flushed survives a kill and not a power cut, as with any disk; what was flushed survives both.
  *
  * Memory: 8 bytes a page, and the pages of the live file that were ever changed. Pages that were not are holes and take nothing.
@@ -32,6 +36,8 @@
 
 #define PV_MAP_PAGE 2048u /* bytes */
 #define PV_MAP_WORDS 8
+#define PV_MAP_MARK_GROUP 16u
+#define PV_MAP_MARK_SECONDS 5u
 
 struct pv_map;
 
@@ -61,6 +67,13 @@ bool pv_map_changed(const struct pv_map *map); /* since the last sync, or one is
 /* Makes all that was changed until now durable, data first: by a flush of `data` (NULL: of what lies downstream). Then `settled` has the
  * request back, on the loop. Several that wait share one round. The request's `link` is the map's in between. */
 void pv_map_sync(struct pv_map *map, struct pv_target *data, struct pv_io *io, void (*settled)(struct pv_io *io, int error));
+
+/* Marks. `busy`: whether the page's data is being written at this moment. */
+void pv_map_use_marks(struct pv_map *map, bool (*busy)(struct pv_filter *filter, uint64_t page));
+bool pv_map_marked(const struct pv_map *map, uint64_t first, uint64_t last);
+/* Marks pages first to last durably; then `marked` has the request back. */
+void pv_map_mark(struct pv_map *map, uint64_t first, uint64_t last, struct pv_io *io, void (*marked)(struct pv_io *io, int error));
+bool pv_map_in_doubt(const struct pv_map *map, uint64_t page);
 
 extern const char *pv_boot_id_for_tests; /* in place of the kernel's */
 

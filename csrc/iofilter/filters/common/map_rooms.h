@@ -14,7 +14,7 @@
 struct pv_slot {
     uint32_t magic, crc; /* crc: of all that follows it */
     uint64_t index;
-    uint32_t generation, unused;
+    uint32_t generation, marked;
     uint8_t pad[40];
     uint8_t payload[PV_MAP_PAGE];
     uint8_t rest[PV_SLOT - 64 - PV_MAP_PAGE];
@@ -35,10 +35,14 @@ enum {
     PV_PAGE_CHANGED = 2, /* the live copy is newer than the durable one */
     PV_PAGE_WRITTEN = 4, /* the state file has it */
     PV_PAGE_SECOND = 8,  /* the newer of its slots is the second */
+    PV_PAGE_MARK = 16,   /* is to be marked */
+    PV_PAGE_MARKED = 32, /* is marked, durably */
+    PV_PAGE_DOUBT = 64,  /* was marked when power was lost */
 };
 
 struct pv_map_page {
     uint32_t generation;
+    uint16_t changed_s; /* when, in seconds of the loop's clock, modulo 2^16 */
     uint8_t flags;
 };
 
@@ -53,6 +57,7 @@ struct pv_map {
     size_t live_size;
     uint64_t count; /* pages */
     struct pv_map_page *pages;
+    bool (*busy)(struct pv_filter *filter, uint64_t page); /* NULL: no marks */
     uint64_t changed; /* pages with PV_PAGE_CHANGED */
     struct pv_data *state_data; /* the target's */
     struct pv_target *state;
@@ -71,6 +76,7 @@ struct pv_map {
 
 void pv_map_seal(struct pv_slot *slot, uint64_t index, uint32_t generation);
 void pv_map_note(struct pv_map *map, uint64_t page); /* it was changed */
+uint16_t pv_map_seconds(void);
 void pv_map_sync_init(struct pv_map *map);
 
 #endif

@@ -44,7 +44,9 @@ static int copy_page(struct pv_map *map, uint64_t page)
     copy->map = map;
     copy->page = page;
     copy->iov = (struct iovec){&copy->slot, sizeof copy->slot};
-    memcpy(copy->slot.payload, map->live + page * PV_MAP_PAGE, PV_MAP_PAGE);
+    if (of->flags & PV_PAGE_BACKED) /* a hole is not touched: it might find the disk full */
+        memcpy(copy->slot.payload, map->live + page * PV_MAP_PAGE, PV_MAP_PAGE);
+    copy->slot.marked = (of->flags & PV_PAGE_MARK) != 0;
     pv_map_seal(&copy->slot, page + 1, of->generation + 1);
     pv_list_append(&map->copies, &copy->link);
     of->flags &= (uint8_t)~PV_PAGE_CHANGED;
@@ -52,10 +54,26 @@ static int copy_page(struct pv_map *map, uint64_t page)
     return 0;
 }
 
+/* Marks of pages that nobody has written to for a while are not copied: so they go away. */
+static void unmark_idle(struct pv_map *map)
+{
+    for (uint64_t page = 0; page < map->count; page++) {
+        struct pv_map_page *of = &map->pages[page];
+        bool marked = (of->flags & (PV_PAGE_MARK | PV_PAGE_MARKED | PV_PAGE_DOUBT)) == (PV_PAGE_MARK | PV_PAGE_MARKED);
+
+        if (!marked || (uint16_t)(pv_map_seconds() - of->changed_s) < PV_MAP_MARK_SECONDS || map->busy(map->filter, page))
+            continue;
+        of->flags &= (uint8_t)~PV_PAGE_MARK;
+        pv_map_note(map, page);
+    }
+}
+
 static int copy_changed(struct pv_map *map)
 {
     int error = 0;
 
+    if (map->busy)
+        unmark_idle(map);
     for (uint64_t page = 0; page < map->count && map->changed && !error; page++)
         if (map->pages[page].flags & PV_PAGE_CHANGED)
             error = copy_page(map, page);
@@ -72,6 +90,7 @@ static void drop(struct pv_link *list, bool done)
         if (done) {
             of->generation++;
             of->flags = (uint8_t)((of->flags | PV_PAGE_WRITTEN) ^ PV_PAGE_SECOND);
+            of->flags = (uint8_t)(copy->slot.marked ? of->flags | PV_PAGE_MARKED : of->flags & ~PV_PAGE_MARKED);
         } else {
             pv_map_note(copy->map, copy->page);
         }
@@ -221,4 +240,16 @@ void pv_map_sync(struct pv_map *map, struct pv_target *data, struct pv_io *io, v
     pv_list_append(&map->waiting, &io->link);
     if (!map->round_runs)
         begin_round(map);
+}
+
+void pv_map_mark(struct pv_map *map, uint64_t first, uint64_t last, struct pv_io *io, void (*marked)(struct pv_io *io, int error))
+{
+    last = (last / PV_MAP_MARK_GROUP + 1) * PV_MAP_MARK_GROUP - 1;
+    if (last >= map->count)
+        last = map->count - 1;
+    for (uint64_t page = first / PV_MAP_MARK_GROUP * PV_MAP_MARK_GROUP; page <= last; page++) {
+        map->pages[page].flags |= PV_PAGE_MARK;
+        pv_map_note(map, page);
+    }
+    pv_map_sync(map, NULL, io, marked);
 }
