@@ -63,8 +63,8 @@ struct hv_exec_request {
     struct hv_exec_caps caps;
     uid_t uid;
     gid_t gid;
-    int pidfd;          /* the container's first process */
-    int namespaces;     /* CLONE_NEW* flags to join */
+    int pidfd;          /* the container's first process; -1: none, and the process is one of the guest's own */
+    int namespaces;     /* CLONE_NEW* flags to join; 0 without a pidfd */
     const char *cgroup; /* the cgroup's directory, or NULL */
     const char *seccomp; /* path of the compiled filter, or NULL */
     const char *cwd;

@@ -88,8 +88,10 @@ static int prepare(int request_fd, int report, struct hv_exec_request *request, 
         return refuse(report, err, what);
     if (hv_enter_keep_only((int[]){report, request->pidfd, *cgroup}, 3, &err))
         return refuse(report, err, "close descriptors");
-    if (fcntl(request->pidfd, F_SETFD, FD_CLOEXEC) || hv_enter_namespaces(request, ~CLONE_NEWCGROUP, &err))
-        return refuse(report, err ? err : errno, "join the container's namespaces (it may just have ended)");
+    if (request->pidfd >= 0 && fcntl(request->pidfd, F_SETFD, FD_CLOEXEC))
+        return refuse(report, errno, "use the container's pidfd");
+    if (hv_enter_namespaces(request, ~CLONE_NEWCGROUP, &err))
+        return refuse(report, err, "join the container's namespaces (it may just have ended)");
     return 0;
 }
 

@@ -11,6 +11,7 @@ BUILD_PACKAGES = ("libcap-dev", "libseccomp-dev", "libyajl-dev")
 # The agent's root. Not a closure of Debian dependencies but of what is really loaded: the build checks that each shared
 # library named by a packed program is there, and names the one that is missing.
 ROOT_PACKAGES = (
+    "busybox-static",  # for hv debug: nothing else needs a shell
     "crun",
     "golang-github-containers-common",  # the default seccomp profile
     "libc6",

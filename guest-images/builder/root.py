@@ -9,7 +9,7 @@ from pathlib import Path
 
 from builder import bundle, packages, pyroot, seccomp, tree
 from builder.errors import BuildError
-from builder.run import say
+from builder.run import output_of, say
 
 AGENT_FOLDER = "usr/lib/podvisor"
 _ENTRY = Path(__file__).parent.parent / "guest/agent_main.py"
@@ -53,6 +53,7 @@ def build_root(inputs: RootInputs, scratch: Path, target: Path) -> None:
     _install_texts(root)
     tree.copy_file(inputs.crun, root / "usr/bin/crun")
     tree.copy_file(inputs.packages["python3.11-minimal"] / "usr/bin/python3.11", root / "usr/bin/python3.11")
+    _install_busybox(inputs.packages["busybox-static"] / "bin/busybox", root)
     if inputs.helper.is_file():
         tree.copy_file(inputs.helper, root / AGENT_FOLDER / "hv-exec")
     else:
@@ -70,6 +71,15 @@ def _install_texts(root: Path) -> None:
         (root / name).write_text(text)
     for name, link in _LINKS.items():
         (root / name).symlink_to(link)
+
+
+def _install_busybox(source: Path, root: Path) -> None:
+    """A shell and its tools, for who debugs a guest; what is packed already keeps its name."""
+    program = root / "usr/bin/busybox"
+    tree.copy_file(source, program)
+    for applet in output_of([str(program), "--list"]).split():
+        if not (root / "usr/bin" / applet).is_symlink() and not (root / "usr/bin" / applet).exists():
+            (root / "usr/bin" / applet).symlink_to("busybox")
 
 
 def _install_seccomp(package: Path, root: Path) -> None:

@@ -70,6 +70,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
         "events": partial(_events, agent),
         "exec": partial(_exec, agent),
         "attach": partial(_attach, agent),
+        "debug": partial(_debug, agent),
         "logs": partial(_logs, agent),
         "logs.archive": partial(_logs_archive, agent),
         "archive.get": partial(_archive_get, agent),
@@ -252,6 +253,12 @@ def _nothing_more(frame: wire.Frame) -> None:
 
 async def _exec(agent: Agent, args: dict[str, Any], connection: Connection) -> None:
     await run_exec(args, connection, agent.ready(), agent.engine.reaper)
+
+
+async def _debug(agent: Agent, args: dict[str, Any], connection: Connection) -> None:
+    from . import debug
+
+    await debug.run_debug(args, connection, agent.engine.reaper)
 
 
 async def _attach(agent: Agent, args: dict[str, Any], connection: Connection) -> None:

@@ -26,7 +26,7 @@ import socket
 import struct
 import termios
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from . import wire
@@ -141,7 +141,10 @@ def _reason(code: int, error: int) -> str:
 
 
 class Process:
-    """A process being executed in a container, with the agent's ends of its streams."""
+    """A process being executed, with the agent's ends of its streams.
+
+    :param pidfd: of the first process of the container that it joins; -1 for one beside the containers
+    """
 
     def __init__(self, request: bytes, pidfd: int, *, tty: bool, stdin: bool) -> None:
         self.outputs: list[tuple[FrameType, int]] = []
@@ -164,7 +167,8 @@ class Process:
         self._theirs.append(memory)
         os.write(memory, request)
         stdio = self._null() if tty else self._pipes(stdin)
-        return spawn([HV_EXEC, str(memory), str(report)], stdio, (memory, report, pidfd))
+        keep = tuple(fd for fd in (memory, report, pidfd) if fd >= 0)
+        return spawn([HV_EXEC, str(memory), str(report)], stdio, keep)
 
     def _null(self) -> tuple[int, int, int]:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -291,14 +295,19 @@ def parse_exec(args: dict[str, Any], engine: Engine) -> tuple[Container, ExecReq
     variables = fields.take("env", dict, "an object of strings", {})
     cwd = fields.path_text("cwd", None)
     user = parse_user(fields, None)
-    tty, stdin = fields.flag("tty"), fields.flag("stdin")
-    size = fields.integer("columns", 0, high=65535), fields.integer("rows", 0, high=65535)
+    stdin, terminal = fields.flag("stdin"), parse_terminal(fields)
     fields.done()
     container = engine.running(name)
     env = [*container.spec.env, *_variables(variables)]
     check_command(argv, env, "exec")
     who = container.user if user is None else _resolve_in(container, user)
-    return container, ExecRequest(argv, env, cwd or container.spec.cwd, who, size if tty else None), stdin
+    return container, ExecRequest(argv, env, cwd or container.spec.cwd, who, terminal), stdin
+
+
+def parse_terminal(fields: Fields) -> tuple[int, int] | None:
+    """``tty``, ``columns`` and ``rows`` as `ExecRequest.terminal` has them."""
+    size = fields.integer("columns", 0, high=65535), fields.integer("rows", 0, high=65535)
+    return size if fields.flag("tty") else None
 
 
 def _variables(variables: dict[str, Any]) -> list[str]:
@@ -324,17 +333,26 @@ class Spawned(NamedTuple):
     status: asyncio.Future[int]
 
 
-@asynccontextmanager
-async def spawn_in(
+def spawn_in(
     container: Container, request: ExecRequest, reaper: Reaper, *, stdin: bool = False
-) -> AsyncIterator[Spawned]:
-    """Executes `request` in a running container; streams that nobody has taken are closed on the way out.
+) -> AbstractAsyncContextManager[Spawned]:
+    """Executes `request` in a running container; see `spawn_with`."""
+    return spawn_with(container.exec_prefix, container.pidfd, request, reaper, stdin=stdin)
 
+
+@asynccontextmanager
+async def spawn_with(
+    prefix: bytes, pidfd: int, request: ExecRequest, reaper: Reaper, *, stdin: bool
+) -> AsyncIterator[Spawned]:
+    """Executes `request`; streams that nobody has taken are closed on the way out.
+
+    :param prefix: hv-exec's records of where it is to run
+    :param pidfd: see `Process`
     :raises AgentError: there is no new process
     """
     tty = request.terminal is not None
     with reaper.expecting():
-        process = Process(encode(container.exec_prefix, request), container.pidfd, tty=tty, stdin=stdin)
+        process = Process(encode(prefix, request), pidfd, tty=tty, stdin=stdin)
         reaper.watch(process.helper)
         try:
             process.report.wait_a_little()
@@ -355,12 +373,13 @@ async def run_exec(args: dict[str, Any], connection: Connection, engine: Engine,
     """The call."""
     container, request, stdin = parse_exec(args, engine)
     async with spawn_in(container, request, reaper, stdin=stdin) as spawned:
-        connection.accept({"pid": spawned.pid})
-        await _converse(connection, spawned.process, spawned.pid, spawned.status)
+        await converse(connection, spawned)
 
 
-async def _converse(connection: Connection, process: Process, pid: int, status: asyncio.Future[int]) -> None:
-    session = Session(connection, process, pid, status)
+async def converse(connection: Connection, spawned: Spawned) -> None:
+    """Accepts the call and joins client and process until the process has ended."""
+    connection.accept({"pid": spawned.pid})
+    session = Session(connection, spawned.process, spawned.pid, spawned.status)
     try:
         connection.consume(session.consume)
         await session.finish()

@@ -14,6 +14,7 @@ master names. Pods that ``hv run`` makes are plain v1 Pods, made by the master a
     GET    /exec|attach/NS/POD/C                    GET    .../pods/POD/exec|attach?container=C (WebSocket)
     GET    /containerLogs/NS/POD/C                  GET    .../pods/POD/log?container=C
     GET    /portForward/NS/POD                      GET    .../pods/POD/portforward (WebSocket)
+    GET    /debug/NS/POD                            GET    .../pods/POD/debug (WebSocket)
 
 Imported only where there is a cluster: TLS costs 25 ms.
 """
@@ -87,6 +88,8 @@ def translated(parts: list[str], query: Pairs) -> str | None:
         return pods_path(parts[1], parts[2], _SUBRESOURCES[parts[0]], [("container", parts[3]), *pairs])
     if parts[0] == "portForward" and len(parts) == 3:
         return pods_path(parts[1], parts[2], "portforward", query)
+    if parts[0] == "debug" and len(parts) == 3:
+        return pods_path(parts[1], parts[2], "debug", [(_STREAMS.get(key, key), value) for key, value in query])
     if parts[:3] == ["hv", "v1", "pods"] and len(parts) in (3, 5):
         where, name = parts[3:] or ("", "")
         return pods_path(where, name, query=[(k, v) for k, v in query if k not in ("wait", "watch")])

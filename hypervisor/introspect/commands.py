@@ -18,6 +18,8 @@ from hypervisor.errors import InvalidInput
 from hypervisor.introspect.agent import Ending
 
 NS = 1_000_000_000
+SHELL = ("sh",)
+"""What runs in a guest when no command is given."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,31 @@ class ExecCommand:
             "columns": 80,
             "rows": 24,
         }
+
+    def ending(self, ending: Ending) -> Ending:
+        """What the client is told of the process's end: all of it."""
+        return ending
+
+
+@dataclass(frozen=True)
+class DebugCommand:
+    """Run `argv` in the guest itself, beside its containers, as root."""
+
+    argv: tuple[str, ...]
+    stdin: bool
+    stdout: bool
+    stderr: bool
+    tty: bool
+
+    @classmethod
+    def parse(cls, query: MultiMapping[str]) -> DebugCommand:
+        """:raises InvalidInput: as `ExecCommand.parse`"""
+        return cls(tuple(query.getall("command", [])) or SHELL, **_streams(query))
+
+    def agent_request(self) -> tuple[str, dict[str, Any]]:
+        """The second request: call name and arguments."""
+        size = {"tty": self.tty, "columns": 80, "rows": 24}
+        return "debug", {"argv": list(self.argv), "stdin": self.stdin, **size}
 
     def ending(self, ending: Ending) -> Ending:
         """What the client is told of the process's end: all of it."""
@@ -96,6 +123,9 @@ class AttachCommand:
     def ending(self, ending: Ending) -> Ending:
         """What the client is told of the process's end (see `exit_code`)."""
         return ending if self.exit_code or ending.error is not None else Ending(0)
+
+
+StreamCommand = ExecCommand | DebugCommand | AttachCommand
 
 
 @dataclass(frozen=True)

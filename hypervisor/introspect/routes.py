@@ -13,10 +13,10 @@ from aiohttp import web
 
 from hypervisor.agent.wire import FrameType
 from hypervisor.errors import InvalidInput, Unavailable
-from hypervisor.introspect import session, websocket
+from hypervisor.introspect import run, session, websocket
 from hypervisor.introspect.agent import AgentClient, AgentStream
 from hypervisor.introspect.archived import read_archived
-from hypervisor.introspect.commands import AttachCommand, ExecCommand, LogsCommand
+from hypervisor.introspect.commands import AttachCommand, DebugCommand, ExecCommand, LogsCommand, StreamCommand
 from hypervisor.introspect.portforward import spdy as forward_spdy
 from hypervisor.introspect.portforward import websocket as forward_websocket
 from hypervisor.introspect.spdy import channels, upgrade
@@ -36,6 +36,9 @@ def add_routes(app: web.Application, pods: PodLookup) -> None:
             app.router.add_route(method, f"/attach/{tail}", _attach)
         for tail in ("{namespace}/{pod}", "{namespace}/{pod}/{uid}"):
             app.router.add_route(method, f"/portForward/{tail}", _port_forward)
+        app.router.add_route(method, "/debug/{namespace}/{pod}", _debug)
+    for tail in ("{namespace}/{pod}/{container}", "{namespace}/{pod}/{uid}/{container}"):
+        app.router.add_post(f"/run/{tail}", _run)
 
 
 async def _healthz(_request: web.Request) -> web.Response:
@@ -64,7 +67,22 @@ async def _attach(request: web.Request) -> web.StreamResponse:
     return await _stream(request, target, AttachCommand.parse(container, request.query))
 
 
-async def _stream(request: web.Request, target: PodTarget, command: ExecCommand | AttachCommand) -> web.StreamResponse:
+async def _debug(request: web.Request) -> web.StreamResponse:
+    where = request.match_info
+    target = request.app[PODS].find(where["namespace"], where["pod"])
+    return await _stream(request, target, DebugCommand.parse(request.query))
+
+
+async def _run(request: web.Request) -> web.StreamResponse:
+    """A command's whole output, without a stream: what a kubelet's ``/run`` is."""
+    target, container = _target(request)
+    command = ExecCommand(container, run.parse(request.query), stdin=False, stdout=True, stderr=True, tty=False)
+    call, args = command.agent_request()
+    async with _agent(target).stream(call, args) as agent:
+        return web.Response(body=await run.output(agent), content_type="text/plain")
+
+
+async def _stream(request: web.Request, target: PodTarget, command: StreamCommand) -> web.StreamResponse:
     """The agent is asked first: what it refuses becomes an HTTP error that the client can read, not a broken stream."""
     if upgrade.wanted(request):
         return await _stream_spdy(request, target, command)
@@ -81,9 +99,7 @@ async def _stream(request: web.Request, target: PodTarget, command: ExecCommand 
         return socket
 
 
-async def _stream_spdy(
-    request: web.Request, target: PodTarget, command: ExecCommand | AttachCommand
-) -> web.StreamResponse:
+async def _stream_spdy(request: web.Request, target: PodTarget, command: StreamCommand) -> web.StreamResponse:
     upgrade.agree(request, channels.PROTOCOLS)
     call, args = command.agent_request()
     async with (

@@ -15,7 +15,7 @@ from contextlib import suppress
 from hypervisor.errors import ProtocolError
 from hypervisor.introspect import session
 from hypervisor.introspect.agent import AgentStream, Ending
-from hypervisor.introspect.commands import AttachCommand, ExecCommand
+from hypervisor.introspect.commands import StreamCommand
 from hypervisor.introspect.session import ClientEvent, Stdin, StdinEnd
 from hypervisor.introspect.spdy.connection import SpdyConnection, SpdyStream, Transport
 from hypervisor.introspect.status import status_of_ending
@@ -27,7 +27,7 @@ STREAMS_S = 30.0
 """Seconds that a client has to open its streams."""
 
 
-def expected(command: ExecCommand | AttachCommand, protocol: str) -> frozenset[str]:
+def expected(command: StreamCommand, protocol: str) -> frozenset[str]:
     """The streams that a client which asked for `command` opens."""
     wanted = {"error": True, "stdin": command.stdin, "stdout": command.stdout}
     wanted["stderr"] = command.stderr and not command.tty
@@ -35,7 +35,7 @@ def expected(command: ExecCommand | AttachCommand, protocol: str) -> frozenset[s
     return frozenset(name for name, yes in wanted.items() if yes)
 
 
-async def serve(transport: Transport, protocol: str, command: ExecCommand | AttachCommand, agent: AgentStream) -> None:
+async def serve(transport: Transport, protocol: str, command: StreamCommand, agent: AgentStream) -> None:
     """Runs a session with the client at the other end of `transport`; returns when it is over and nothing is left."""
     connection = SpdyConnection(transport, server=True)
     reading = asyncio.create_task(_read(connection), name="spdy")

@@ -11,11 +11,18 @@ from typing import Any
 
 import orjson
 import structlog
+from aiohttp.web_request import BaseRequest
+
+from hypervisor.master.api.info import RequestInfo
+from hypervisor.master.auth.user import User
 
 FLUSH_S = 0.5
 MAX_BYTES = 64 << 20
 _QUIET = frozenset(("get", "list", "watch", "head", "options"))
-_STREAMS = frozenset(("exec", "attach", "portforward", "log"))
+_STREAMS = frozenset(("exec", "attach", "debug", "portforward", "log"))
+_COMMANDS = frozenset(("exec", "debug"))
+BEGAN, ENDED = "ResponseStarted", "ResponseComplete"
+"""A session has a line when it begins and one when it has ended; any other request only the latter."""
 
 
 class Audit:
@@ -41,11 +48,36 @@ class Audit:
             await asyncio.gather(self._task, return_exceptions=True)
             await asyncio.to_thread(self._write, self._taken())
 
-    def note(self, verb: str, subresource: str, line: Mapping[str, Any]) -> None:
-        """Keeps a line, unless the request only read objects."""
-        if self._task is not None and (verb not in _QUIET or subresource in _STREAMS):
-            stamped = {"time": time.time(), "verb": verb, "subresource": subresource, **line}
-            self._lines.append(orjson.dumps(stamped))
+    def began(self, request: BaseRequest, info: RequestInfo, user: User) -> None:
+        """Keeps a line of a session that is about to begin: it may last for days, and not outlive this server."""
+        self._keep(BEGAN, request, info, user, {"code": 101})
+
+    def ended(self, request: BaseRequest, info: RequestInfo, user: User, code: int, seconds: float) -> None:
+        """Keeps a line of a request that has been answered, unless it only read objects."""
+        self._keep(ENDED, request, info, user, {"code": code, "ms": round(seconds * 1000, 2)})
+
+    def _keep(
+        self, stage: str, request: BaseRequest, info: RequestInfo, user: User, outcome: Mapping[str, Any]
+    ) -> None:
+        sub = info.subresource if info.kind is not None and info.subresource in info.kind.subresources else ""
+        verb = info.verb if info.kind is not None else "other"
+        if self._task is None or (verb in _QUIET and sub not in _STREAMS):
+            return
+        line = {
+            "time": time.time(),
+            "stage": stage,
+            "verb": verb,
+            "subresource": sub,
+            "user": user.name,
+            "resource": info.kind.resource.qualified if info.kind is not None else "",
+            "namespace": info.namespace,
+            "name": info.name,
+            "from": request.remote,
+            **outcome,
+        }
+        if sub in _COMMANDS:
+            line["query"] = request.rel_url.query_string[:2000]
+        self._lines.append(orjson.dumps(line))
 
     async def _run(self) -> None:
         while True:

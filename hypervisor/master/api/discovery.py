@@ -27,6 +27,7 @@ _OTHER_KIND: Mapping[str, _GVK] = {
     "token": ("authentication.k8s.io", "v1", "TokenRequest"),
     "attach": ("", "v1", "PodAttachOptions"),
     "exec": ("", "v1", "PodExecOptions"),
+    "debug": ("", "v1", "PodExecOptions"),
     "portforward": ("", "v1", "PodPortForwardOptions"),
     "proxy": ("", "v1", "NodeProxyOptions"),
 }
@@ -44,6 +45,7 @@ _SUB_VERBS: Mapping[str, tuple[str, ...]] = {
     "log": ("get",),
     "attach": _STREAM,
     "exec": _STREAM,
+    "debug": _STREAM,
     "portforward": _STREAM,
     "proxy": ("create", "delete", "get", "patch", "update"),
 }

@@ -20,7 +20,13 @@ from hypervisor.kube import meta
 from hypervisor.kube.errors import ApiError, bad_request, not_found
 from hypervisor.master.api.splice import CONNECT_S, NodeAddress, splice
 
-ROUTES: Mapping[str, str] = {"exec": "exec", "attach": "attach", "portforward": "portForward", "log": "containerLogs"}
+ROUTES: Mapping[str, str] = {
+    "exec": "exec",
+    "attach": "attach",
+    "debug": "debug",
+    "portforward": "portForward",
+    "log": "containerLogs",
+}
 """The kubelet's route by the pod's subresource."""
 _RENAMED = {"stdin": "input", "stdout": "output", "stderr": "error"}
 _AS_IT_IS = frozenset(("tty", "replay", "exitCode"))
@@ -124,13 +130,13 @@ class Kubelets:
 def target_of(pod: Mapping[str, Any], subresource: str, container: str, query_string: str) -> str:
     """Path and query at the node.
 
-    :param container: empty for a port-forward
+    :param container: empty for what is about none
     :param query_string: of the client's request
     """
     metadata = pod["metadata"]
     parts = [ROUTES[subresource], metadata["namespace"], metadata["name"], *([container] if container else [])]
     pairs = [(k, v) for k, v in parse_qsl(query_string, keep_blank_values=True) if k not in _ONLY_HERE]
-    if subresource in ("exec", "attach"):
+    if subresource in ("exec", "attach", "debug"):
         pairs = list(_stream_parameters(pairs))
     if subresource == "portforward":
         pairs = [("port", v) for k, v in pairs if k in ("ports", "port")]

@@ -35,7 +35,7 @@ class Metrics:
         if counter is None:
             counter = self._counters[key] = self._requests.labels(verb, resource, subresource, str(code))
         counter.inc()
-        if verb == "watch" or subresource in ("exec", "attach", "portforward", "log"):
+        if verb == "watch" or subresource in ("exec", "attach", "debug", "portforward", "log"):
             return
         timer = self._timers.get((verb, resource))
         if timer is None:

@@ -100,18 +100,7 @@ class Server:
         inside.metrics.observe(verb, plural, sub, code, seconds)
         if not info.plural:
             return
-        line = {
-            "user": user.name,
-            "resource": plural,
-            "namespace": info.namespace,
-            "name": info.name,
-            "code": code,
-            "from": request.remote,
-            "ms": round(seconds * 1000, 2),
-        }
-        if sub == "exec":
-            line["query"] = request.rel_url.query_string[:2000]
-        inside.audit.note(info.verb, sub, line)
+        inside.audit.ended(request, info, user, code, seconds)
 
 
 def _failed(request: BaseRequest, error: Exception) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""``pods/log``, ``exec``, ``attach`` and ``portforward``: passed to the pod's node; ``nodes/proxy``: to the node."""
+"""``pods/log``, ``exec``, ``attach``, ``debug`` and ``portforward``, passed to the node; ``nodes/proxy``, to a node."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from hypervisor.kube.resources import NODES
 from hypervisor.master.api import kubelet
 from hypervisor.master.api.exchange import Exchange, not_allowed
 
+_OF_PODS = frozenset(("debug", "portforward"))
+"""Those that are about a pod, and none of its containers."""
+
 
 async def to_node(exchange: Exchange) -> web.StreamResponse:
     """Any of them: authorized already; admission is asked, then the node."""
@@ -20,7 +23,7 @@ async def to_node(exchange: Exchange) -> web.StreamResponse:
     inside = exchange.inside
     pod = (await inside.objects.registry.entry(call.kind, call.namespace, call.name)).obj
     wanted = info.query.get("container", "")
-    container = "" if call.subresource == "portforward" else kubelet.container_of(pod, wanted)
+    container = "" if call.subresource in _OF_PODS else kubelet.container_of(pod, wanted)
     await inside.objects.connect(call)
     name = kubelet.node_of(pod)
     node = inside.objects.registry.peek(inside.kinds.of(NODES), "", name)
@@ -32,6 +35,7 @@ async def to_node(exchange: Exchange) -> web.StreamResponse:
         return await inside.kubelets.relay(request, address, target)
     if "upgrade" not in request.headers.get("Connection", "").lower() or not request.headers.get("Upgrade"):
         raise bad_request(f"{call.subresource} needs an upgrade of the connection to WebSocket or SPDY/3.1")
+    inside.audit.began(request, info, exchange.user)
     return await inside.kubelets.splice(request, address, target)
 
 

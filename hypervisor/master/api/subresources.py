@@ -15,7 +15,7 @@ from hypervisor.master.api.exchange import Exchange, not_allowed
 from hypervisor.master.api.streams import proxy, to_node
 from hypervisor.master.auth import reviews
 
-_STREAMS = frozenset(("log", "exec", "attach", "portforward"))
+_STREAMS = frozenset(("log", "exec", "attach", "debug", "portforward"))
 _PARTS = frozenset(("status", "approval", "finalize"))
 _OF_PARTS: Mapping[str, Callable[[Exchange], Awaitable[web.StreamResponse]]] = {
     "get": verbs.get,

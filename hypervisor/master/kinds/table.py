@@ -32,6 +32,7 @@ _CREATE = ("create",)
 _POD_SUBRESOURCES = (
     "attach",
     "binding",
+    "debug",  # podvisor's own: a process in the guest, beside the containers
     "ephemeralcontainers",
     "eviction",
     "exec",

@@ -25,7 +25,7 @@ _SUBRESOURCE_SCHEMAS = {
     "binding": "io.k8s.api.core.v1.Binding",
     "token": "io.k8s.api.authentication.v1.TokenRequest",
 }
-_STREAMS = frozenset({"attach", "exec", "log", "portforward", "proxy"})
+_STREAMS = frozenset({"attach", "debug", "exec", "log", "portforward", "proxy"})
 _POSTED = frozenset({"binding", "eviction", "token"})
 _PATCHES = (
     "application/apply-patch+yaml",
