@@ -76,4 +76,5 @@ SELF_SUBJECT_RULES_REVIEWS = Resource(
 SELF_SUBJECT_REVIEWS = Resource(
     "authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview", namespaced=False
 )
+CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 EVENTS_V1 = Resource("events.k8s.io", "v1", "events", "Event")

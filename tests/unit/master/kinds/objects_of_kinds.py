@@ -32,6 +32,9 @@ def workload(**fields: Any) -> Obj:
 
 
 _ROLE_REF = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "r"}
+_VERSION = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {"type": "object"}}}
+_NAMES = {"plural": "things", "kind": "Thing"}
+_DEFINITION = {"group": "example.org", "scope": "Cluster", "names": _NAMES, "versions": [_VERSION]}
 LEAST: dict[Resource, Callable[[], Obj]] = {
     resources.NAMESPACES: dict,
     resources.NODES: dict,
@@ -56,6 +59,7 @@ LEAST: dict[Resource, Callable[[], Obj]] = {
     resources.CLUSTER_ROLES: lambda: {"rules": [{"nonResourceURLs": ["/healthz"], "verbs": ["get"]}]},
     resources.ROLE_BINDINGS: lambda: {"roleRef": dict(_ROLE_REF), "subjects": [{"kind": "User", "name": "u"}]},
     resources.CLUSTER_ROLE_BINDINGS: lambda: {"roleRef": dict(_ROLE_REF)},
+    resources.CRDS: lambda: {"metadata": {"name": "things.example.org"}, "spec": copy(_DEFINITION)},
 }
 
 
