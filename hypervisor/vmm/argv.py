@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hypervisor.vmm.config import MIB
+from hypervisor.vmm.config import MIB, BlockPath
 
 Accelerator = Literal["kvm", "tcg"]
 VsockPath = Literal["kernel", "vhost-user"]
@@ -50,7 +50,7 @@ class Fd(enum.IntEnum):
     VSOCK = 12  # connected to vmx (vhost-user), or /dev/vhost-vsock
     RAM = 13  # where the preloaded library hands guest RAM over
     USERFAULTFD = 14  # /dev/userfaultfd
-    DISKS = 20  # the first disk's; the others follow
+    DISKS = 20  # the first disk's, or of a listening Unix socket that vmx connects to; the others follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,7 @@ class Machine:
     cid: int
     mac: str | None
     origin: Origin = "boot"
+    block: BlockPath = "qemu"
 
     @property
     def has_vsock(self) -> bool:
@@ -97,7 +98,7 @@ def render_argv(machine: Machine) -> tuple[str, ...]:
     return (
         str(machine.qemu), *_base(machine), *_cpu_and_memory(machine), *_boot(machine), *_monitor(), *_console(),
         *_incoming(machine), *_vsock(machine), *_net(machine),
-        *(word for disk in machine.disks for word in _disk(disk)),
+        *(word for disk in machine.disks for word in (_vhost_disk if machine.block == "vmx" else _disk)(disk)),
     )  # fmt: skip
 
 
@@ -189,6 +190,18 @@ def _disk(disk: Disk) -> tuple[str, ...]:
         "-add-fd", f"fd={disk.fd},set={disk.fd},opaque={_escape(str(disk.path))}",
         "-blockdev", json.dumps(node_options, separators=(",", ":")),
         "-device", f"virtio-blk-pci,drive={node},serial={disk.serial},{_policy(disk)}",
+    )  # fmt: skip
+
+
+def _vhost_disk(disk: Disk) -> tuple[str, ...]:
+    """QEMU is the one that listens: after vmx has died it takes its successor's connection, and the device goes on.
+
+    Serial, capacity and whether it can be written are the back end's to say.
+    """
+    chardev = f"disk{disk.fd}"
+    return (
+        "-chardev", f"socket,id={chardev},fd={disk.fd},server=on,wait=off",
+        "-device", f"vhost-user-blk-pci,chardev={chardev},num-queues=1",
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ together.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,15 @@ ROOT_SERIAL = "hv-root"
 DATA_SERIAL = "hv-data"
 
 AcceleratorWish = Literal["auto", "kvm", "tcg"]
+#: who serves a VM's disks: ``vmx`` by vhost-user-blk devices on the I/O filter framework, or QEMU's own block layer
+BlockPath = Literal["vmx", "qemu"]
 Net = Literal["user", "none"]
+
+
+def default_block() -> BlockPath:
+    """``vmx``, unless the environment's ``HV_BLOCK`` says ``qemu``."""
+    return "vmx" if os.environ.get("HV_BLOCK") == "vmx" else "qemu"
+
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,318}[A-Za-z0-9])?")
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")  # 20 bytes is all that virtio-blk carries
@@ -84,6 +93,7 @@ class VmConfig:
     image_disks: tuple[ImageDisk, ...] = ()
     data_disk: DataDisk | None = field(default_factory=DataDisk)
     accelerator: AcceleratorWish = "auto"
+    block: BlockPath = field(default_factory=default_block)
     kernel_arguments: tuple[str, ...] = ()
     console_bytes: int = MIB
 
@@ -95,6 +105,7 @@ class VmConfig:
             raise InvalidInput(f"is {self.cpu_limit}; give CPUs between 0.01 and 4096, or none", where="cpu_limit")
         _check_choice("net", self.net, ("user", "none"))
         _check_choice("accelerator", self.accelerator, ("auto", "kvm", "tcg"))
+        _check_choice("block", self.block, ("vmx", "qemu"))
         _check_range("console_bytes", self.console_bytes, 4096, 64 * MIB)
         _check_image_disks(self.image_disks)
         if self.data_disk is not None:

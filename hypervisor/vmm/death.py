@@ -58,11 +58,15 @@ def tail_text(qemu: str, console: str) -> str:
     return "".join(f"\n{heading}:\n{text.rstrip()}" for heading, text in parts if text.strip())
 
 
+#: what QEMU says of each disk that vmx serves, though the connection it speaks of is there
+_CHATTER = "info: QEMU waiting for connection on"
+
+
 def read_tails(files: VmDirectory) -> tuple[str, str]:
     """``(qemu's stderr, console)``: the last lines of each. Blocks on disk."""
-    return _text(read_tail(files.qemu_log, _TAIL_BYTES, lines=TAIL_LINES)), _text(
-        read_tail(files.console_log, _TAIL_BYTES, lines=TAIL_LINES)
-    )
+    said = _text(read_tail(files.qemu_log, _TAIL_BYTES, lines=TAIL_LINES))
+    said = "".join(line for line in said.splitlines(keepends=True) if _CHATTER not in line)
+    return said, _text(read_tail(files.console_log, _TAIL_BYTES, lines=TAIL_LINES))
 
 
 def read_vmx_tail(files: VmDirectory) -> str:

@@ -88,6 +88,10 @@ class VmDirectory:
     def vmx_socket(self) -> Path:
         return self.vmx / CONTROL_SOCKET
 
+    def disk_socket(self, number: int) -> Path:
+        """Where QEMU takes vmx's connection for the disk whose descriptor has that number."""
+        return self.path / f"disk-{number}.sock"
+
     def check_path(self) -> None:
         """Refuse a path that no socket would fit in.
 

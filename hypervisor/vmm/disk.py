@@ -28,16 +28,29 @@ _QUOTAS = ("quota,project", "quotatype=prjquota")
 
 
 async def make_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> None:
-    """Make `path`, mode 0600; when it fails or is cancelled, the file is gone again.
+    """`create_data_disk` and `format_data_disk`. Raises as these."""
+    await create_data_disk(path, disk)
+    await format_data_disk(path, disk, mke2fs)
+
+
+async def create_data_disk(path: Path, disk: DataDisk) -> None:
+    """Make `path`, mode 0600, of its full size; when it fails or is cancelled, the file is gone again.
 
     :raises ResourceExhausted: the host lacks the space
-    :raises HostUnfit: mke2fs is missing
     """
-    if mke2fs is None:
-        raise HostUnfit("mke2fs is not installed; install the package e2fsprogs")
     remove = functools.partial(path.unlink, missing_ok=True)
     await uncut(functools.partial(_make_file, path, disk), remove)
+
+
+async def format_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> None:
+    """Make the file system; when it fails or is cancelled, the file is gone.
+
+    :raises HostUnfit: mke2fs is missing
+    """
+    remove = functools.partial(path.unlink, missing_ok=True)
     try:
+        if mke2fs is None:
+            raise HostUnfit("mke2fs is not installed; install the package e2fsprogs")
         await _format(path, mke2fs, quotas=disk.quotas)
         if disk.preallocate:  # after mke2fs: it zeroes by punching holes where the file system has no other way
             await asyncio.to_thread(_allocate, path, disk.size_bytes)

@@ -37,12 +37,12 @@ import structlog
 
 from hypervisor.errors import HvError, InvalidInput, NotFound, Unavailable, VmFailed
 from hypervisor.vmm import records
-from hypervisor.vmm.argv import Disk, Fd
+from hypervisor.vmm.argv import Fd
 from hypervisor.vmm.capabilities import USERFAULTFD
 from hypervisor.vmm.death import VmDied, read_tails, tail_text
-from hypervisor.vmm.devices import DeviceProcesses, vmx_config
+from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_disk, vmx_config
 from hypervisor.vmm.directory import Processes, VmDirectory, boot_id, disk_error, write_atomically
-from hypervisor.vmm.disk import make_data_disk
+from hypervisor.vmm.disk import create_data_disk, format_data_disk
 from hypervisor.vmm.identity import open_kernel_vsock
 from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp
@@ -270,14 +270,18 @@ async def _start_processes(
             cgroups = plan.cgroup.cgroups()
             paths = cgroups.create(plan.cgroup.name, plan.cgroup.limits)
             undo.push_async_callback(cgroups.remove, paths)
-        forking = asyncio.ensure_future(zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, succession)))
+        with phases("disk"):
+            if plan.data_disk is not None:
+                await create_data_disk(plan.files.disk, plan.data_disk)
+            disks = _open_disks(plan, ends_stack)
+        forking = asyncio.ensure_future(zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, disks, succession)))
         undo.push_async_callback(_end_forked, forking)
         with phases("disk"):
             await asyncio.sleep(0)  # for the request to leave
             if plan.data_disk is not None:
-                await make_data_disk(plan.files.disk, plan.data_disk, plan.mke2fs)
+                await format_data_disk(plan.files.disk, plan.data_disk, plan.mke2fs)
         with phases("qemu"):
-            qemu_id = _spawn_qemu(plan, ends)
+            qemu_id = _spawn_qemu(plan, ends, disks)
             qemu = _watched_child(qemu_id, undo)
             plan.files.write_processes(Processes(boot_id(), qemu=qemu_id))
         with phases("vmx"):
@@ -299,7 +303,7 @@ async def _start_processes(
     return vm
 
 
-def _vmx_fds(plan: LaunchPlan, ends: _Ends, succession: Succession | None) -> VmxFds:
+def _vmx_fds(plan: LaunchPlan, ends: _Ends, disks: _Disks, succession: Succession | None) -> VmxFds:
     streams = ((ends.console_out, ends.console_log), (ends.stderr_out, ends.qemu_log))
     lazy, ram = ends.lazy, None
     if lazy is not None and lazy.template is not None and succession is not None:
@@ -307,7 +311,7 @@ def _vmx_fds(plan: LaunchPlan, ends: _Ends, succession: Succession | None) -> Vm
             qemu=lazy.library_out, database=succession.frames.reader_fd, template=lazy.template, device=lazy.device,
             working_set=lazy.working_set,
         )  # fmt: skip
-    return VmxFds(frontend=ends.vsock_out, streams=streams, ram=ram)
+    return VmxFds(frontend=ends.vsock_out, streams=streams, ram=ram, blocks=disks.vmx)
 
 
 async def _borrow_ram(library: int) -> int:
@@ -412,7 +416,28 @@ def _open_lazy(plan: LaunchPlan, keep: Callable[[int], int]) -> _LazyEnds | None
     )  # fmt: skip
 
 
-def _spawn_qemu(plan: LaunchPlan, ends: _Ends) -> ProcessId:
+@dataclass(frozen=True, slots=True)
+class _Disks:
+    """What QEMU gets for its disks, by the number that each is to have; and what vmx gets (`VmxFds.blocks`)."""
+
+    qemu: dict[int, int]
+    vmx: tuple[tuple[int, int | None], ...]
+
+
+def _open_disks(plan: LaunchPlan, stack: AsyncExitStack) -> _Disks:
+    def keep(fd: int) -> int:
+        stack.callback(os.close, fd)
+        return fd
+
+    files = {disk.fd: keep(open_disk(disk, disk.path)) for disk in plan.disks if disk.path is not None}
+    if plan.block == "qemu":
+        return _Disks(files, ())
+    listeners = {disk.fd: keep(plan.files.listen(plan.files.disk_socket(disk.fd)).detach()) for disk in plan.disks}
+    pairs = [(keep(connect_disk(plan, disk)), files.get(disk.fd)) for disk in plan.disks]
+    return _Disks(listeners, tuple(pairs))
+
+
+def _spawn_qemu(plan: LaunchPlan, ends: _Ends, disks: _Disks) -> ProcessId:
     """QEMU in a session of its own, with the descriptors that its argv names and nothing else of ours."""
     argv = plan.spawned_argv()
     with contextlib.ExitStack() as stack:
@@ -427,7 +452,7 @@ def _spawn_qemu(plan: LaunchPlan, ends: _Ends) -> ProcessId:
         if ends.lazy is not None:
             given |= {Fd.RAM: ends.lazy.library, Fd.USERFAULTFD: ends.lazy.device}
         given[0] = given[1] = keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        given |= {disk.fd: keep(_open_disk(disk, disk.path)) for disk in plan.disks if disk.path is not None}
+        given |= disks.qemu
         high = {number: keep(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_BASE)) for number, fd in given.items()}
         actions = [(os.POSIX_SPAWN_DUP2, fd, int(number)) for number, fd in high.items()]
         try:
@@ -438,15 +463,6 @@ def _spawn_qemu(plan: LaunchPlan, ends: _Ends) -> ProcessId:
         except OSError as e:
             raise VmFailed(f"cannot start {argv[0]}: {e.strerror}") from e
     return ProcessId.of(pid)
-
-
-def _open_disk(disk: Disk, path: Path) -> int:
-    try:
-        return os.open(path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
-    except FileNotFoundError as e:
-        raise NotFound(f"disk {disk.serial}: there is no {path}") from e
-    except OSError as e:
-        raise disk_error(e, f"disk {disk.serial}: cannot open {path}") from e
 
 
 def _watched(process: ProcessId, undo: AsyncExitStack) -> ProcessWatch:

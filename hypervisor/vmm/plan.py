@@ -15,7 +15,7 @@ from hypervisor.vmm import argv as qemu_argv
 from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, Origin, VsockPath
 from hypervisor.vmm.capabilities import RAM_LIBRARY, HostCapabilities
 from hypervisor.vmm.cgroup import Cgroups, Layout, Limits
-from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, DataDisk, VmConfig
+from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, BlockPath, DataDisk, VmConfig
 from hypervisor.vmm.confine import Confinement, confined_argv, qemu_view
 from hypervisor.vmm.directory import VmDirectory
 from hypervisor.vmm.identity import VmIdentity
@@ -100,6 +100,7 @@ class LaunchPlan:
     cgroup: CgroupPlan
     origin: Origin = "boot"
     clone: ClonePlan | None = None
+    block: BlockPath = "qemu"
 
     @property
     def files(self) -> VmDirectory:
@@ -174,6 +175,7 @@ def _plan(
         vsock=capabilities.vsock, cid=identity.cid, origin=origin,
         # a clone has its template's: QEMU's user network keeps each VM's to itself
         mac=qemu_argv.mac_of(identity.cid if origin == "boot" else 0) if config.net == "user" else None,
+        block=config.block,
     )  # fmt: skip
     cgroup = _cgroup(config, capabilities, directory)
     serves_vsock = machine.has_vsock and machine.vsock == "vhost-user"
@@ -182,7 +184,7 @@ def _plan(
         argv=qemu_argv.render_argv(machine), disks=disks, data_disk=config.data_disk, mke2fs=capabilities.mke2fs,
         vmx=VmxPlan(guest_cid=identity.cid if serves_vsock else None, log_bytes=config.console_bytes),
         confinement=_confinement(config, capabilities, machine, directory, identity, cgroup), cgroup=cgroup,
-        origin=origin, clone=clone,
+        origin=origin, clone=clone, block=config.block,
     )  # fmt: skip
 
 
@@ -223,7 +225,8 @@ def _confinement(
     private = support.private_root
     lazy = machine.origin != "boot"
     view = (*qemu_view(machine.qemu), machine.kernel, machine.initrd) if private else ()
-    fds = [Fd.QMP, Fd.CONSOLE, *(d.fd for d in machine.disks if d.path is not None)]
+    disks = [d.fd for d in machine.disks if d.path is not None or machine.block == "vmx"]
+    fds = [Fd.QMP, Fd.CONSOLE, *disks]
     fds += [Fd.VSOCK] if machine.has_vsock else []
     fds += [Fd.RAM, Fd.USERFAULTFD] if lazy else []
     return Confinement(

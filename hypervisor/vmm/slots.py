@@ -16,8 +16,10 @@ from hypervisor.errors import Conflict, NotFound, ResourceExhausted
 from hypervisor.vmm import records
 from hypervisor.vmm.argv import Disk
 from hypervisor.vmm.config import ImageDisk
+from hypervisor.vmm.devices import open_disk
 from hypervisor.vmm.directory import write_atomically
 from hypervisor.vmm.vm import RunningVm
+from hypervisor.vmx import control
 
 
 async def insert_images(vm: RunningVm, images: Sequence[ImageDisk]) -> None:
@@ -31,6 +33,10 @@ async def insert_images(vm: RunningVm, images: Sequence[ImageDisk]) -> None:
     plan = dataclasses.replace(vm.plan, disks=tuple(swapped.get(disk.fd, disk) for disk in vm.plan.disks))
     await asyncio.to_thread(write_atomically, plan.files.config, records.dumps(plan))
     vm.plan = plan
+    if plan.block == "vmx":
+        for disk in filled:
+            await _give(vm, disk)
+        return
     devices = await _devices(vm) if filled else {}
     for disk in filled:
         await _insert(vm, disk, devices[f"disk{disk.fd}"])
@@ -47,6 +53,16 @@ async def _devices(vm: RunningVm) -> dict[str, str]:
     """QOM path of the device by the block node behind it."""
     blocks: list[dict[str, Any]] = await vm.execute("query-block")
     return {b["inserted"]["node-name"]: b["qdev"] for b in blocks if b.get("inserted") and b.get("qdev")}
+
+
+async def _give(vm: RunningVm, disk: Disk) -> None:
+    """vmx serves the disk from now on; one that dies meanwhile has a successor that finds it in the plan."""
+    assert disk.path is not None
+    fd = open_disk(disk, disk.path)
+    try:
+        await control.give(vm.plan.files.vmx_socket, "insert", disk.serial, fd)
+    finally:
+        os.close(fd)
 
 
 async def _insert(vm: RunningVm, disk: Disk, device: str) -> None:

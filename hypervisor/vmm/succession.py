@@ -10,6 +10,8 @@ matters, so a daemon that was killed together with vmx finds it all again::
                   for a page that the dead vmx had read of and not filled touches it again
     stderr        QEMU's pipe, opened for reading again
     console       a new socket pair; QEMU's end goes in by ``chardev-change``
+    disks         QEMU listens for each, and takes the successor's connection as it took the first; what was in flight
+                  is written in memory that QEMU keeps (csrc/vhost/inflight.h)
     vsock         a new socket pair; QEMU has no reconnect for this device, so it is unplugged and plugged in anew
 
 In this order: `appoint` first, for until RAM is served QEMU's main loop may itself wait for a page and answer nothing;
@@ -44,7 +46,7 @@ import structlog
 from hypervisor.errors import Conflict, HvError, NotFound, VmFailed
 from hypervisor.vmm.argv import VSOCK_DEVICE
 from hypervisor.vmm.capabilities import USERFAULTFD
-from hypervisor.vmm.devices import DeviceProcesses, vmx_config
+from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_disk, vmx_config
 from hypervisor.vmm.directory import Processes, boot_id
 from hypervisor.vmm.plan import ClonePlan, LaunchPlan
 from hypervisor.vmm.templates.frames import HostFrames
@@ -143,7 +145,8 @@ async def appoint(plan: LaunchPlan, qemu: ProcessId, succession: Succession) -> 
             (console_out, _open_log(plan.files.console_log, stack)),
             (_open_stderr(qemu, stack), _open_log(plan.files.qemu_log, stack)),
         )
-        process = await succession.zygote.fork(config, VmxFds(frontend=vsock_out, streams=streams, ram=ram))
+        fds = VmxFds(frontend=vsock_out, streams=streams, ram=ram, blocks=_blocks(plan, stack))
+        process = await succession.zygote.fork(config, fds)
         plan.files.write_processes(Processes(boot_id(), vmx=process, qemu=qemu))
         try:
             watch = ProcessWatch.open(process)
@@ -175,6 +178,14 @@ def _inherit_ram(
         device=_keep(os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC), stack),
     )  # fmt: skip
     return dataclasses.replace(config, ram=ram), fds
+
+
+def _blocks(plan: LaunchPlan, stack: ExitStack) -> tuple[tuple[int, int | None], ...]:
+    """QEMU takes the connections once it has noticed that the dead vmx hung up; what that had not ended comes again."""
+    if plan.block != "vmx":
+        return ()
+    files = [None if d.path is None else _keep(open_disk(d, d.path), stack) for d in plan.disks]
+    return tuple((_keep(connect_disk(plan, d), stack), file) for d, file in zip(plan.disks, files, strict=True))
 
 
 def _pair(stack: ExitStack) -> tuple[int, int]:

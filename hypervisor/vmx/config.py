@@ -42,6 +42,24 @@ class RamConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """One vhost-user-blk device.
+
+    :param serial: by which the guest finds it, at most 20 bytes
+    :param read_only: for the life of the device
+    :param announce_bytes: the capacity that the guest is told, whatever disk the device has; 0: its disk's own
+    :param queues: 1 to 16
+    :param has_disk: its disk's descriptor comes along (`VmxFds.blocks`); else it is empty until one is put in
+    """
+
+    serial: str
+    read_only: bool
+    announce_bytes: int = 0
+    queues: int = 1
+    has_disk: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class VmxConfig:
     """One VM's device process.
 
@@ -55,6 +73,7 @@ class VmxConfig:
     bytes
     :param log_max_bytes: vmx.log never grows beyond this
     :param ram: guest RAM is filled lazily, by this process
+    :param blocks: the disks that it serves
     """
 
     directory: Path
@@ -66,6 +85,7 @@ class VmxConfig:
     stream_limits: tuple[int, ...] = ()
     log_max_bytes: int = 1024 * 1024
     ram: RamConfig | None = None
+    blocks: tuple[BlockConfig, ...] = ()
 
     def validate(self) -> Self:
         """Itself. Raises `InvalidInput` naming the field."""
@@ -105,6 +125,7 @@ class VmxConfig:
         value["cgroups"] = tuple(Path(path) for path in value["cgroups"])
         value["vsock"] = VsockLimits(**value["vsock"])
         value["stream_limits"] = tuple(value["stream_limits"])
+        value["blocks"] = tuple(BlockConfig(**block) for block in value["blocks"])
         if value["ram"] is not None:
             value["ram"]["mappings"] = tuple(tuple(m) for m in value["ram"]["mappings"])
             if value["ram"]["inherited"] is not None:
@@ -144,17 +165,20 @@ class VmxFds:
     :param frontend: a Unix socket connected to QEMU's vhost-user chardev; None: vmx listens on ``vhost.sock``
     :param streams: pairs of a stream to drain and the regular file that its bounded log is (see
     `hypervisor.vmx.console`)
+    :param blocks: for each of `VmxConfig.blocks` a socket connected to QEMU's chardev, and its disk or None
     """
 
     frontend: int | None = None
     streams: tuple[tuple[int, int], ...] = ()
     ram: RamFds | None = None
+    blocks: tuple[tuple[int, int | None], ...] = ()
 
     def flat(self) -> list[int]:
         """In the order in which they travel."""
         frontend = [] if self.frontend is None else [self.frontend]
         ram = [] if self.ram is None else self.ram.flat()
-        return [*frontend, *(fd for pair in self.streams for fd in pair), *ram]
+        blocks = [fd for pair in self.blocks for fd in pair if fd is not None]
+        return [*frontend, *(fd for pair in self.streams for fd in pair), *ram, *blocks]
 
 
 NO_FDS = VmxFds()

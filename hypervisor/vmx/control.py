@@ -1,37 +1,44 @@
 """vmx.sock: one line of JSON asks a vmx, one line answers. Both ends.
 
 ``{"call":"stats"}`` -> ``{"ok":true,"result":{"vsock":{counter:value},"fault":"..."}}``; ``{"call":"ping"}``;
-``{"call":"stop"}``. A refused call is ``{"ok":false,"error":"..."}``. A client may send several lines.
+``{"call":"stop"}``. A call that takes a descriptor has it beside the line (SCM_RIGHTS), and one argument:
+``{"call":"insert","name":SERIAL}``. A refused call is ``{"ok":false,"error":"..."}``. A client may send several lines.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import json
+import os
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hypervisor.errors import ProtocolError, Timeout, Unavailable
+from hypervisor.errors import HvError, ProtocolError, Timeout, Unavailable
 
 MAX_LINE = 64 * 1024
 MAX_CLIENTS = 16
 
 Call = Callable[[], Any]
+Taking = Callable[[str, int], None]
+_NONE: Mapping[str, Taking] = {}
 
 
 class ControlServer:
     """The vmx's end, driven by the owner's selector: `register`, then `handle` for its events. Never blocks.
 
     :param calls: what may be called, by name, each without arguments
+    :param taking: likewise, with a name and a descriptor, which becomes the call's own
     """
 
-    def __init__(self, listener: socket.socket, calls: dict[str, Call]) -> None:
+    def __init__(self, listener: socket.socket, calls: dict[str, Call], taking: Mapping[str, Taking] = _NONE) -> None:
         self._listener = listener
         self._calls = calls
+        self._taking = taking
         self._clients: dict[socket.socket, tuple[bytes, float]] = {}
         listener.setblocking(False)
 
@@ -61,27 +68,37 @@ class ControlServer:
         if client not in self._clients:
             return  # dropped in this very turn
         try:
-            data = client.recv(MAX_LINE)
+            data, fds = _receive(client)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
         *lines, rest = (self._clients[client][0] + data).split(b"\n")
-        if not data or len(rest) > MAX_LINE:
+        if not data or len(rest) > MAX_LINE or len(fds) > len(lines):
             self._drop(client)
+            _close(fds)
             return
         self._clients[client] = (rest, time.monotonic())
         try:
             for line in lines:
-                client.send(json.dumps(self._answer(line)).encode() + b"\n")
+                client.send(json.dumps(self._answer(line, fds)).encode() + b"\n")
         except OSError:  # gone, or it does not read its answers
             self._drop(client)
+        _close(fds)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, line: bytes, fds: list[int]) -> dict[str, Any]:
+        """`fds`: what came along; the first is taken out by a call that wants one."""
         try:
-            call = json.loads(line)["call"]
+            value = json.loads(line)
+            call = value["call"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return {"ok": False, "error": 'not {"call":NAME}'}
+        if isinstance(call, str) and call in self._taking and isinstance(value.get("name"), str) and fds:
+            try:
+                self._taking[call](value["name"], fds.pop(0))
+            except HvError as error:
+                return {"ok": False, "error": str(error)}
+            return {"ok": True, "result": None}
         if not isinstance(call, str) or call not in self._calls:
             return {"ok": False, "error": f"unknown call; known: {', '.join(sorted(self._calls))}"}
         return {"ok": True, "result": self._calls[call]()}
@@ -92,6 +109,50 @@ class ControlServer:
             self._drop(client)
         self._selector.unregister(self._listener)
         self._listener.close()
+
+
+def _receive(client: socket.socket) -> tuple[bytes, list[int]]:
+    data, ancillary, _, _ = client.recvmsg(MAX_LINE, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _give(path: Path, line: bytes, fd: int, timeout: float) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        sock.connect(str(path))
+        socket.send_fds(sock, [line], [fd])
+        answer = b""
+        while not answer.endswith(b"\n") and (data := sock.recv(MAX_LINE)):
+            answer += data
+        return answer
+
+
+async def give(path: Path, name: str, argument: str, fd: int, *, timeout: float = 5.0) -> None:
+    """Calls a vmx with a name and a descriptor, which stays the caller's. Raises as `call`."""
+    line = json.dumps({"call": name, "name": argument}).encode() + b"\n"
+    try:
+        answer = await asyncio.to_thread(_give, path, line, fd, timeout)
+    except TimeoutError as error:
+        raise Timeout(f"vmx at {path} did not answer {name} in {timeout:g} s") from error
+    except OSError as error:
+        raise Unavailable(f"vmx at {path} does not answer: {error.strerror or error}") from error
+    try:
+        value = json.loads(answer or b"null")
+        if value is None:
+            raise Unavailable(f"vmx at {path} closed the connection")
+        if not value["ok"]:
+            raise ProtocolError(f"vmx at {path} refused {name}: {value['error']}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ProtocolError(f"vmx at {path} answered nonsense to {name}") from error
 
 
 async def call(path: Path, name: str, *, timeout: float = 5.0) -> Any:

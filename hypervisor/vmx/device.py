@@ -31,6 +31,7 @@ from typing import Any
 
 from hypervisor.errors import HvError
 from hypervisor.vmx import confine, seccomp
+from hypervisor.vmx.block import BlockDevices
 from hypervisor.vmx.config import CONTROL_SOCKET, FRONTEND_SOCKET, HOST_SOCKET, LOG, VmxConfig, VmxFds
 from hypervisor.vmx.console import StreamLog, StreamLogs
 from hypervisor.vmx.control import ControlServer
@@ -68,13 +69,15 @@ class Device:
         self._made: list[Path] = []
         self._ram = self._make_ram(config, fds)
         self._vsock = None if config.guest_cid is None else self._make_vsock(config, config.guest_cid, fds)
+        self._blocks = self._make_blocks(config, fds)
         self._has_streams = bool(fds.streams)
         pairs = zip(fds.streams, config.stream_limits, strict=True)
         self._logs = StreamLogs([StreamLog(source, sink, size) for (source, sink), size in pairs])
         calls = {"stats": self.stats, "ping": dict, "stop": lambda: self.stop("told to stop")}
         if self._ram is not None:
             calls["working-set"] = self._ram.working_set
-        self._control = ControlServer(self._bind(CONTROL_SOCKET), calls)
+        taking: dict[str, Callable[[str, int], None]] = {} if self._blocks is None else {"insert": self._insert}
+        self._control = ControlServer(self._bind(CONTROL_SOCKET), calls, taking)
 
     def _bind(self, name: str) -> socket.socket:
         path = self._folder / name
@@ -100,12 +103,25 @@ class Device:
             return None
         return LazyRam(config.ram, fds.ram, failed=lambda reason: self.stop(f"guest RAM: {reason}"))
 
+    def _make_blocks(self, config: VmxConfig, fds: VmxFds) -> BlockDevices | None:
+        if not config.blocks:
+            return None
+        hook = self._ram.map_hook if self._ram is not None else None
+        return BlockDevices(config.blocks, fds.blocks, map_hook=hook)
+
+    def _insert(self, serial: str, fd: int) -> None:
+        assert self._blocks is not None
+        self._blocks.insert(serial, fd)
+
     def stats(self) -> dict[str, Any]:
         """Counters for the control socket."""
-        ram = None if self._ram is None else self._ram.stats()
+        rest = {
+            "ram": None if self._ram is None else self._ram.stats(),
+            "disks": None if self._blocks is None else self._blocks.stats(),
+        }
         if self._vsock is None:
-            return {"vsock": None, "fault": "", "ram": ram}
-        return {"vsock": self._vsock.stats(), "fault": self._vsock.fault, "ram": ram}
+            return {"vsock": None, "fault": ""} | rest
+        return {"vsock": self._vsock.stats(), "fault": self._vsock.fault} | rest
 
     def stop(self, reason: str) -> None:
         """Makes `serve` return soon. Safe in a signal handler."""

@@ -48,7 +48,15 @@ CALLS: dict[str, tuple[int, int]] = {
     "fstat": (5, 80),
     "newfstatat": (262, 79),
     "ftruncate": (77, 46),
+    "fsync": (74, 82),
     "fdatasync": (75, 83),
+    "fallocate": (285, 47),
+    "preadv": (295, 69),
+    "pwritev": (296, 70),
+    "preadv2": (327, 286),
+    "pwritev2": (328, 287),
+    # the ring itself is made before the filter is installed
+    "io_uring_enter": (426, 426),
     "flock": (73, 32),
     "eventfd2": (290, 19),
     # sockets (socket itself only AF_UNIX, see below)
@@ -70,6 +78,7 @@ CALLS: dict[str, tuple[int, int]] = {
     "epoll_ctl": (233, 21),
     "epoll_wait": (232, -1),
     "epoll_pwait": (281, 22),
+    "epoll_pwait2": (441, 441),
     "poll": (7, -1),
     "ppoll": (271, 73),
     "select": (23, -1),
@@ -81,6 +90,7 @@ CALLS: dict[str, tuple[int, int]] = {
     # memory
     "mmap": (9, 222),
     "munmap": (11, 215),
+    "memfd_create": (319, 279),
     "mprotect": (10, 226),
     "mremap": (25, 216),
     "madvise": (28, 233),
@@ -109,6 +119,7 @@ CALLS: dict[str, tuple[int, int]] = {
     "getdents64": (217, 61),
 }
 _SOCKET = (41, 198)
+_SETAFFINITY = (203, 122)
 _CLONE = (56, 220)
 _CLONE3 = (435, 435)
 _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -149,6 +160,8 @@ def program(machine: str) -> bytes:
     arg0 = _Op(_BPF_LD_W_ABS, _OFFSET_ARG0)
     ops += _if_call(_SOCKET[column], [arg0, _Op(_BPF_JEQ_K, _AF_UNIX, 0, 1), allow, deny])
     ops += _if_call(_CLONE[column], [arg0, _Op(_BPF_JSET_K, _CLONE_THREAD, 0, 1), allow, deny])
+    # only the calling thread's own: the one that serves faults moves to the CPU that faults
+    ops += _if_call(_SETAFFINITY[column], [arg0, _Op(_BPF_JEQ_K, 0, 0, 1), allow, deny])
     # clone3 hides its flags behind a pointer: with ENOSYS the C library takes clone.
     ops += _if_call(_CLONE3[column], [_Op(_BPF_RET_K, _RET_ENOSYS)])
     for numbers in CALLS.values():

@@ -37,7 +37,7 @@ from hypervisor.vmx.process import ProcessId
 
 #: the extents of a template that is much fragmented are the most of it
 _MAX_REQUEST = 128 * 1024
-_MAX_FDS = 32
+_MAX_FDS = 128
 _FORK_SECONDS = 15.0
 
 
@@ -112,6 +112,7 @@ class Zygote:
                 "streams": len(fds.streams),
                 "ram": fds.ram is not None,
                 "working_set": fds.ram is not None and fds.ram.working_set is not None,
+                "blocks": [disk is not None for _, disk in fds.blocks],
             }
         ).encode()
         try:
@@ -192,7 +193,9 @@ def _parse_request(data: bytes, descriptors: list[int]) -> tuple[VmxConfig, VmxF
             qemu=next(rest), database=next(rest), template=next(rest), device=next(rest),
             working_set=next(rest) if value["working_set"] else None,
         )  # fmt: skip
-    return VmxConfig.from_json(value["config"].encode()), VmxFds(frontend=frontend, streams=streams, ram=ram)
+    blocks = tuple((next(rest), next(rest) if has_disk else None) for has_disk in value["blocks"])
+    fds = VmxFds(frontend=frontend, streams=streams, ram=ram, blocks=blocks)
+    return VmxConfig.from_json(value["config"].encode()), fds
 
 
 def _fork_one(data: bytes, descriptors: list[int]) -> None:
@@ -236,7 +239,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for module in ("hypervisor.vmx.device", "hypervisor.vmx.ram", "hypervisor.vsock._vsock"):
+    for module in ("hypervisor.vmx.device", "hypervisor.vmx.ram", "hypervisor.vmx.block", "hypervisor.vsock._vsock"):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that children share these pages

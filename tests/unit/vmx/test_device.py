@@ -56,7 +56,12 @@ async def test_ends_with_its_streams(short_path: Path) -> None:
     read, write = os.pipe()
     log = os.open(short_path / "console.log", os.O_RDWR | os.O_CREAT, 0o600)
     _, thread = make(short_path, VmxFds(streams=((read, log),)), cid=None)
-    assert await control.call(short_path / "vmx.sock", "stats") == {"vsock": None, "fault": "", "ram": None}
+    assert await control.call(short_path / "vmx.sock", "stats") == {
+        "vsock": None,
+        "fault": "",
+        "ram": None,
+        "disks": None,
+    }
     os.write(write, b"hello\n")
     os.close(write)
     await asyncio.to_thread(thread.join, PATIENCE)
