@@ -145,6 +145,7 @@ void pv_fault_stats(struct pv_fault *server, struct pv_fault_stats *out)
         .removed_pages = COUNTER(removed_pages),
         .prefetched = COUNTER(prefetch_count),
         .prefetch_hits = COUNTER(prefetch_hits),
+        .latency_ns = COUNTER(latency_ns),
     };
     out->bytes = (out->pages_copied + out->pages_zeroed) * PV_PAGE_SIZE;
     for (int i = 0; i < PV_FAULT_SOURCES; i++) {

@@ -59,6 +59,7 @@ struct pv_fault_stats {
     uint64_t units_loaded, units_found; /* of dear sources, by this server itself: see source.h */
     uint64_t frames_found, frames_asked; /* pages filled from frames that the host had loaded; asks to load one: see frames.h */
     uint64_t latency[PV_FAULT_BUCKETS]; /* from reading the message to waking the toucher */
+    uint64_t latency_ns;                /* their sum */
 };
 
 /* 0, or -1 with *err = EINVAL, ENOMEM, EAGAIN (no reader slot left in the space) or what eventfd and epoll say. */

@@ -38,7 +38,7 @@ struct pv_fault {
     pthread_mutex_t prefetch_lock;
     char reason[256];
     _Atomic(uint64_t) faults, pages_copied, pages_zeroed, already_there, removed_pages, prefetch_count, prefetch_hits;
-    _Atomic(uint64_t) latency[PV_FAULT_BUCKETS];
+    _Atomic(uint64_t) latency[PV_FAULT_BUCKETS], latency_ns;
 };
 
 /* A run of pages of RAM that one ioctl can fill. */

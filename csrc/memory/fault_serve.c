@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fault_place.h"
 #include "fault_rooms.h"
 
 #define MESSAGES 16 /* read at once: what several vCPUs and back ends may have asked meanwhile */
@@ -30,6 +31,7 @@ static void note_touch(struct pv_fault *server, uint64_t page, uint64_t started)
         atomic_store_explicit(&server->recorded, at + 1, memory_order_release);
     }
     pv_fault_count(&server->faults, 1);
+    pv_fault_count(&server->latency_ns, ns);
     pv_fault_count(&server->latency[bucket < PV_FAULT_BUCKETS ? bucket : PV_FAULT_BUCKETS - 1], 1);
 }
 
@@ -72,7 +74,7 @@ static void note_removed(struct pv_fault *server, int uffd, uint64_t start, uint
     }
 }
 
-static int serve_messages(struct pv_fault *server, int uffd)
+static int serve_messages(struct pv_fault *server, struct place *place, int uffd)
 {
     struct uffd_msg messages[MESSAGES];
     ssize_t bytes = read(uffd, messages, sizeof messages);
@@ -86,9 +88,12 @@ static int serve_messages(struct pv_fault *server, int uffd)
     for (size_t i = 0; i < count; i++)
         if (messages[i].event == UFFD_EVENT_REMOVE)
             note_removed(server, uffd, messages[i].arg.remove.start, messages[i].arg.remove.end);
+    if (count)
+        pv_place_fault(place, now_ns());
     for (size_t i = 0; i < count; i++)
         if (messages[i].event == UFFD_EVENT_PAGEFAULT && serve_touch(server, uffd, messages[i].arg.pagefault.address))
             return -1;
+    pv_place_answered(place, now_ns());
     return 0;
 }
 
@@ -107,6 +112,9 @@ static int uffds_to_poll(struct pv_fault *server, struct pollfd *polled)
 
 int pv_fault_run(struct pv_fault *server, int *err)
 {
+    struct place place;
+
+    pv_place_begin(&place);
     while (!atomic_load(&server->stopping)) {
         struct pollfd polled[PV_FAULT_UFFDS + 1] = {{server->wake, POLLIN, 0}};
         int uffds = uffds_to_poll(server, polled + 1);
@@ -120,7 +128,7 @@ int pv_fault_run(struct pv_fault *server, int *err)
         if (polled[0].revents)
             eventfd_read(server->wake, &ignored);
         for (int i = 1; i <= uffds; i++)
-            if (polled[i].revents & POLLIN && serve_messages(server, polled[i].fd))
+            if (polled[i].revents & POLLIN && serve_messages(server, &place, polled[i].fd))
                 return fail(err, EIO);
     }
     return 0;

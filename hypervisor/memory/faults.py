@@ -24,7 +24,8 @@ class FaultStats:
     :ivar bytes: filled in all
     :ivar units_loaded: of compressed and remote sources; `units_found`: reads that found theirs loaded
     :ivar frames_found: pages filled from frames that the host had loaded; `frames_asked`: asks to load one
-    :ivar latency: bucket i counts faults served in less than 2**i nanoseconds (and not in a lower bucket)
+    :ivar latency: bucket i counts faults served in less than 2**i nanoseconds (and not in a lower bucket);
+        `latency_ns`: the sum of what they took
     """
 
     faults: int
@@ -40,6 +41,7 @@ class FaultStats:
     frames_found: int
     frames_asked: int
     latency: tuple[int, ...]
+    latency_ns: int
 
 
 class FaultServer:

@@ -70,11 +70,17 @@ def _look(host: Host) -> list[dict[str, Any]]:
 def _until_trimmed(host: Host) -> None:
     """By the daemon's log: `hv top` would ask the agents, and they would wake their guests."""
     deadline = time.monotonic() + TRIM_PATIENCE_S
-    while (host.state / "hostd.log").read_text().count('"idle guest trimmed"') < COUNT:
+    while len(_trimmed(host)) < COUNT:
         if time.monotonic() > deadline:
             raise SystemExit("memory: clones that idle were not trimmed; is the machine busy?")
         time.sleep(1)
     time.sleep(SETTLE_S)
+
+
+def _trimmed(host: Host) -> set[str]:
+    """Names of the VMs that were trimmed once or more."""
+    lines = (json.loads(x) for x in (host.state / "hostd.log").read_text().splitlines() if x.startswith("{"))
+    return {line["vm"] for line in lines if line.get("event") == "idle guest trimmed"}
 
 
 def _pss(vms: list[dict[str, Any]]) -> tuple[float, ...]:
