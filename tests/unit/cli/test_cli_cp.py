@@ -280,6 +280,16 @@ def test_devices_are_skipped(inside: Path) -> None:
     assert tree(inside) == {}
 
 
+def test_holes_take_no_room_here(inside: Path) -> None:
+    """A container's file of terabytes that holds nothing must not fill the disk of who copies it."""
+    unpack(inside, member("d/sparse", data=b"begin" + bytes(64 << 20)), member("zeros", data=bytes(1 << 20)))
+    sparse = (inside / "d/sparse").stat()
+    assert sparse.st_size == 5 + (64 << 20)
+    assert sparse.st_blocks * 512 < 1 << 20
+    assert (inside / "d/sparse").read_bytes()[:8] == b"begin\0\0\0"
+    assert (inside / "zeros").stat().st_size == 1 << 20
+
+
 def test_links_within(inside: Path) -> None:
     unpack(
         inside, member("d/f"), member("d/hard", tarfile.LNKTYPE, link="d/f"), member("s", tarfile.SYMTYPE, link="d/f")
