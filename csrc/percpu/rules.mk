@@ -6,7 +6,7 @@ PERCPU_TESTS := $(TESTS_DIR)/percpu
 PERCPU_SOURCES := $(wildcard percpu/*.c)
 PERCPU_HEADERS := $(wildcard percpu/*.h $(PERCPU_TESTS)/*.h) common/cleanup.h
 PERCPU_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(PERCPU_TESTS)
-PERCPU_NAMES := adds area ring magazine trace context
+PERCPU_NAMES := adds area ring magazine trace context alias
 
 TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-modes
 TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-magazine $(OUT)/tsan-percpu-trace $(OUT)/tsan-percpu-few-adds
@@ -62,3 +62,8 @@ coverage-percpu: $(addprefix $(OUT)/gcov/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-
 	@set -e; for t in $(filter-out %norseq,$^); do $$t; $(OUT)/percpu-norseq $$t; done
 
 coverage: coverage-percpu
+
+# The same on aarch64, in a guest; 77 means skipped, and the script has said why.
+.PHONY: percpu-aarch64
+percpu-aarch64:
+	@sh $(PERCPU_TESTS)/aarch64.sh $(abspath .) $(abspath $(OUT))/aarch64 || [ $$? = 77 ]

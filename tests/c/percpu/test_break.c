@@ -3,9 +3,12 @@
  * The traced child does operations on items that it shares with the tracer, which looks at them. For each sequence, and for each instruction
  * from its start to behind its commit: put a breakpoint there, let the child run into it (the kernel has preempted the thread then), look,
  * send it on, see it arrive in the abort handler, look again, let it finish, compare with an undisturbed run. A breakpoint right behind the commit must find the
- * operation done, and no abort. (Single-stepping would restart for ever.) Instructions are where objdump says. */
+ * operation done, and no abort. (Single-stepping would restart for ever.) Instructions are where objdump
+ * says; on aarch64 they all have four bytes. */
+#include <elf.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/uio.h>
 #include <sys/user.h>
 
 #include "check.h"
@@ -87,6 +90,7 @@ static void be_traced(void)
 static uint64_t addresses[1 << 20];
 static unsigned address_count;
 
+#if defined(__x86_64__)
 static void read_addresses(void)
 {
     char line[512], command[64];
@@ -100,6 +104,14 @@ static void read_addresses(void)
             addresses[address_count++] = strtoull(line, NULL, 16);
     CHECK(pclose(listing) == 0 && address_count > 100);
 }
+#else /* every instruction has four bytes */
+static void read_addresses(void)
+{
+    for (const struct descriptor *d = __start_pv_percpu_cs; d < __stop_pv_percpu_cs; d++)
+        for (uint64_t at = d->start; at < d->start + d->length; at += 4)
+            addresses[address_count++] = at;
+}
+#endif
 
 static unsigned boundaries(const struct descriptor *sequence, uint64_t *out)
 {
@@ -164,24 +176,44 @@ static void resume(pid_t child)
 }
 
 #if defined(__x86_64__)
-#define PC rip
+#define PC(registers) (registers).rip
 #define TRAP_BYTES 1 /* the trap leaves the counter behind itself */
 #define WITH_TRAP(word) (((word) & ~0xffL) | 0xcc)
+#else
+#define PC(registers) (registers).pc
+#define TRAP_BYTES 0
+#define WITH_TRAP(word) (((word) & ~0xffffffffL) | 0xd4200000)
 #endif
+
+static struct user_regs_struct registers_of(pid_t child)
+{
+    struct user_regs_struct registers;
+    struct iovec all = {&registers, sizeof registers};
+
+    CHECK(!ptrace(PTRACE_GETREGSET, child, NT_PRSTATUS, &all));
+    return registers;
+}
+
+static void set_pc(pid_t child, struct user_regs_struct registers, uint64_t pc)
+{
+    struct iovec all = {&registers, sizeof registers};
+
+    PC(registers) = pc;
+    CHECK(!ptrace(PTRACE_SETREGSET, child, NT_PRSTATUS, &all));
+}
 
 /* Runs the child into a breakpoint, takes that away again, and puts the child before the instruction. */
 static void run_into(pid_t child, uint64_t address)
 {
-    struct user_regs_struct registers;
     long word = ptrace(PTRACE_PEEKTEXT, child, address, NULL);
+    struct user_regs_struct registers;
 
     CHECK(!ptrace(PTRACE_POKETEXT, child, address, WITH_TRAP(word)));
     resume(child);
     wait_for(child, SIGTRAP);
-    CHECK(!ptrace(PTRACE_GETREGS, child, NULL, &registers));
-    CHECK(registers.PC == address + TRAP_BYTES);
-    registers.PC = address;
-    CHECK(!ptrace(PTRACE_SETREGS, child, NULL, &registers));
+    registers = registers_of(child);
+    CHECK(PC(registers) == address + TRAP_BYTES);
+    set_pc(child, registers, address);
     CHECK(!ptrace(PTRACE_POKETEXT, child, address, word));
 }
 

@@ -5,7 +5,7 @@
 #include "percpu/context.h"
 #include "percpu/delay.h"
 
-enum { WORKERS = 3, CONTEXTS = 12, ADDS = 2000000, HOPS = 2000 };
+enum { WORKERS = 3, CONTEXTS = 12, ADDS = SOME(2000000), HOPS = SOME(2000) };
 
 static struct pv_workers *workers;
 static struct pv_context *contexts[CONTEXTS];

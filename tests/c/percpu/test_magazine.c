@@ -2,7 +2,7 @@
 #include "check.h"
 #include "percpu/magazine.h"
 
-enum { HELD = 40, ROUNDS = 3000, BYTES = 200 };
+enum { HELD = 40, ROUNDS = SOME(3000), BYTES = 200 };
 
 struct object {
     struct pv_percpu_node link;
@@ -37,7 +37,7 @@ static void test_moved_threads(struct pv_percpu *areas)
     CHECK(!pv_magazine_init(&m, areas, BYTES, 32, 0, &err));
     run_crowd(use, &m, SIGUSR1);
     printf("%zu objects, %lu fills, %lu drains\n", m.total, (unsigned long)m.fills, (unsigned long)m.drains);
-    CHECK(m.fills && m.drains && m.total >= HELD && m.total <= HELD * THREADS * 4);
+    CHECK(m.fills && (SOME(100) < 100 || m.drains) && m.total >= HELD && m.total <= HELD * THREADS * 4);
     pv_magazine_destroy(&m);
 }
 

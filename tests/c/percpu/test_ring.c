@@ -3,7 +3,7 @@
 #include "percpu/ring.h"
 #include "percpu/rooms.h"
 
-enum { RECORDS = PV_HAS_SEQUENCES ? 20000 : 1000 };
+enum { RECORDS = SOME(PV_HAS_SEQUENCES ? 20000 : 1000) };
 
 static struct pv_ring new_ring(struct pv_percpu *areas, uint32_t bytes)
 {
@@ -193,7 +193,7 @@ static void test_damaged(void)
     int err;
 
     srand(7);
-    for (int i = 0; i < 200000; i++) {
+    for (int i = 0; i < SOME(200000); i++) {
         int64_t a;
         char *control;
 

@@ -4,7 +4,7 @@
 #include "check.h"
 #include "percpu/trace.h"
 
-enum { RECORDS = 128, EVENTS = 20000 };
+enum { RECORDS = 128, EVENTS = SOME(20000) };
 
 static char *text_of(const struct pv_trace *trace, uint64_t *events)
 {
