@@ -50,6 +50,7 @@ class Fd(enum.IntEnum):
     VSOCK = 12  # connected to vmx (vhost-user), or /dev/vhost-vsock
     RAM = 13  # where the preloaded library hands guest RAM over
     USERFAULTFD = 14  # /dev/userfaultfd
+    NET = 15  # the VM's tap
     DISKS = 20  # the first disk's, or of a listening Unix socket that vmx connects to; the others follow
 
 
@@ -70,6 +71,7 @@ class Machine:
     """All that the command line depends on.
 
     :param mac: None: no network device
+    :param tap: its network is a tap, whose descriptor QEMU inherits
     """
 
     qemu: Path
@@ -84,6 +86,7 @@ class Machine:
     vsock: VsockPath
     cid: int
     mac: str | None
+    tap: bool = False
     origin: Origin = "boot"
     block: BlockPath = "qemu"
 
@@ -170,8 +173,10 @@ def _net(machine: Machine) -> tuple[str, ...]:
     if machine.mac is None:
         return ()
     # Without romfile= QEMU loads a network boot ROM and SeaBIOS runs it. A clone has no neighbours to tell where it is.
-    device = f"virtio-net-pci,id=net0,netdev=user,mac={machine.mac},romfile=,guest_announce=off"
-    return ("-netdev", "user,id=user,ipv6=off", "-device", device)
+    kind = "tap" if machine.tap else "user"
+    netdev = f"tap,id=tap,fd={Fd.NET:d}" if machine.tap else "user,id=user,ipv6=off"
+    device = f"virtio-net-pci,id=net0,netdev={kind},mac={machine.mac},romfile=,guest_announce=off"
+    return ("-netdev", netdev, "-device", device)
 
 
 def _disk(disk: Disk) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ GIB = 1 << 30
 
 MIN_MEMORY = 64 * MIB
 MAX_VCPUS = 64
+MAX_TAP_PREFIX = 6
+"""An interface's name has 15 characters, and a VM's number takes 8."""
 #: machine ``q35`` has 32 PCI slots; host bridge, ISA bridge, NIC, vsock, two disks of our own and some to spare
 MAX_IMAGE_DISKS = 22
 MIN_DISK = 16 * MIB
@@ -30,7 +32,7 @@ DATA_SERIAL = "hv-data"
 AcceleratorWish = Literal["auto", "kvm", "tcg"]
 #: who serves a VM's disks: ``vmx`` by vhost-user-blk devices on the I/O filter framework, or QEMU's own block layer
 BlockPath = Literal["vmx", "qemu"]
-Net = Literal["user", "none"]
+Net = Literal["user", "tap", "none"]
 
 
 def default_block() -> BlockPath:
@@ -78,7 +80,8 @@ class VmConfig:
     :param vcpus: virtual CPUs
     :param cpu_limit: host CPUs that the VM's processes may use in all (1.5 is one and a half); None: as many as there
         are
-    :param net: ``user``: QEMU's user-mode network; ``none``: no network device
+    :param net: ``user``: QEMU's user-mode network; ``tap``: a tap of the host; ``none``: no network device
+    :param tap_prefix: what the name of its tap begins with, at most 6 characters
     :param kernel_arguments: appended to the kernel command line
     :param console_bytes: how much of the guest's console and of QEMU's stderr is kept, each
     :raises InvalidInput: naming the field and what it may be
@@ -90,6 +93,7 @@ class VmConfig:
     vcpus: int = 1
     cpu_limit: float | None = None
     net: Net = "user"
+    tap_prefix: str = ""
     image_disks: tuple[ImageDisk, ...] = ()
     data_disk: DataDisk | None = field(default_factory=DataDisk)
     accelerator: AcceleratorWish = "auto"
@@ -103,7 +107,9 @@ class VmConfig:
         _check_range("vcpus", self.vcpus, 1, MAX_VCPUS)
         if self.cpu_limit is not None and not 0.01 <= self.cpu_limit <= 4096:
             raise InvalidInput(f"is {self.cpu_limit}; give CPUs between 0.01 and 4096, or none", where="cpu_limit")
-        _check_choice("net", self.net, ("user", "none"))
+        _check_choice("net", self.net, ("user", "tap", "none"))
+        if (self.net == "tap") != bool(self.tap_prefix) or len(self.tap_prefix) > MAX_TAP_PREFIX:
+            raise InvalidInput("is 1 to 6 characters for a tap, empty else", where="tap_prefix")
         _check_choice("accelerator", self.accelerator, ("auto", "kvm", "tcg"))
         _check_choice("block", self.block, ("vmx", "qemu"))
         _check_range("console_bytes", self.console_bytes, 4096, 64 * MIB)

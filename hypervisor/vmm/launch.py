@@ -48,6 +48,7 @@ from hypervisor.vmm.plan import LaunchPlan
 from hypervisor.vmm.qmp import Qmp
 from hypervisor.vmm.succession import Succession, appoint
 from hypervisor.vmm.sweep import belongs
+from hypervisor.vmm.tap import open_tap
 from hypervisor.vmm.templates.template import Template
 from hypervisor.vmm.uncut import uncut
 from hypervisor.vmm.vm import RunningVm, was_killed
@@ -452,6 +453,8 @@ def _spawn_qemu(plan: LaunchPlan, ends: _Ends, disks: _Disks) -> ProcessId:
         if ends.lazy is not None:
             given |= {Fd.RAM: ends.lazy.library, Fd.USERFAULTFD: ends.lazy.device}
         given[0] = given[1] = keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        if plan.tap is not None:
+            given[Fd.NET] = keep(open_tap(plan.tap))
         given |= disks.qemu
         high = {number: keep(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_BASE)) for number, fd in given.items()}
         actions = [(os.POSIX_SPAWN_DUP2, fd, int(number)) for number, fd in high.items()]

@@ -15,7 +15,7 @@ from hypervisor.vmm import argv as qemu_argv
 from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, Origin, VsockPath
 from hypervisor.vmm.capabilities import RAM_LIBRARY, HostCapabilities
 from hypervisor.vmm.cgroup import Cgroups, Layout, Limits
-from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, BlockPath, DataDisk, VmConfig
+from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, BlockPath, DataDisk, Net, VmConfig
 from hypervisor.vmm.confine import Confinement, confined_argv, qemu_view
 from hypervisor.vmm.directory import VmDirectory
 from hypervisor.vmm.identity import VmIdentity
@@ -84,6 +84,8 @@ class LaunchPlan:
     :param origin: how the guest comes to life; `clone` says from what
     :param argv: QEMU's command line before confinement
     :param disks: in the order of the guest's /dev/vd*
+    :param mac: of its network device, where it has one
+    :param tap: the name of the tap that this leads to; it is there as long as QEMU is
     """
 
     name: str
@@ -101,6 +103,8 @@ class LaunchPlan:
     origin: Origin = "boot"
     clone: ClonePlan | None = None
     block: BlockPath = "qemu"
+    mac: str | None = None
+    tap: str | None = None
 
     @property
     def files(self) -> VmDirectory:
@@ -149,7 +153,8 @@ def plan_template(
     if len(config.image_disks) > IMAGE_SLOTS or config.data_disk is None:
         return None
     identity = dataclasses.replace(identity, cid=identity.cid | TEMPLATE_CIDS)
-    empty = dataclasses.replace(config, name="template", image_disks=(), data_disk=None)
+    net: Net = "none" if config.net == "none" else "user"  # whose taps a clone has is its own business
+    empty = dataclasses.replace(config, name="template", image_disks=(), data_disk=None, net=net, tap_prefix="")
     data = Disk(serial=DATA_SERIAL, path=None, read_only=False, fd=Fd.DISKS + 1)
     disks = (*_disks(empty, directory), data, *_empty_slots(0))
     return _plan(empty, capabilities, directory, identity, "template", disks, None)
@@ -168,13 +173,14 @@ def _plan(
 ) -> LaunchPlan:  # fmt: skip
     VmDirectory(directory).check_path()
     accelerator = capabilities.choose_accelerator(config.accelerator)
+    # A clone has its template's: neither QEMU's user network nor a tap that is routed has another VM on its link.
+    mac = qemu_argv.mac_of(identity.cid if origin == "boot" else 0) if config.net != "none" else None
     machine = Machine(
         qemu=capabilities.qemu, name=config.name, accelerator=accelerator, memory_bytes=config.memory_bytes,
         vcpus=config.vcpus, kernel=config.guest.kernel, initrd=config.guest.initrd,
         cmdline=qemu_argv.kernel_command_line(accelerator, _template_arguments(origin, config)), disks=disks,
         vsock=capabilities.vsock, cid=identity.cid, origin=origin,
-        # a clone has its template's: QEMU's user network keeps each VM's to itself
-        mac=qemu_argv.mac_of(identity.cid if origin == "boot" else 0) if config.net == "user" else None,
+        mac=mac, tap=config.net == "tap",
         block=config.block,
     )  # fmt: skip
     cgroup = _cgroup(config, capabilities, directory)
@@ -184,7 +190,8 @@ def _plan(
         argv=qemu_argv.render_argv(machine), disks=disks, data_disk=config.data_disk, mke2fs=capabilities.mke2fs,
         vmx=VmxPlan(guest_cid=identity.cid if serves_vsock else None, log_bytes=config.console_bytes),
         confinement=_confinement(config, capabilities, machine, directory, identity, cgroup), cgroup=cgroup,
-        origin=origin, clone=clone, block=config.block,
+        origin=origin, clone=clone, block=config.block, mac=mac,
+        tap=f"{config.tap_prefix}{identity.cid:08x}" if config.net == "tap" else None,
     )  # fmt: skip
 
 
@@ -234,7 +241,7 @@ def _confinement(
         private_root=private, user_namespace=support.user_namespace,
         ro_binds=(*view, RAM_LIBRARY) if private and lazy else view,
         devices=("kvm",) if private and machine.accelerator == "kvm" else (),
-        new_network=private and config.net == "none", rlimits=(("core", 0), ("nofile", _QEMU_FILES)),
+        new_network=private and config.net != "user", rlimits=(("core", 0), ("nofile", _QEMU_FILES)),
         keep_fds=tuple(sorted(int(fd) for fd in fds)),
         environment=(*environment(directory), *(_ram_environment(machine) if lazy else ())),
     )  # fmt: skip

@@ -195,6 +195,13 @@ class RunningVm:
         vmx = await vmx_stats(self.plan.files.vmx_socket)
         return VmStats(used.cpu_ns, used.memory_bytes, used.memory_peak, used.pids, vmx, self.replacements, self.trims)
 
+    async def writes_wait(self) -> bool:
+        """Whether writes to its disks wait because the host's disk is full. Only where vmx serves them; QEMU stops the
+        VM instead (`status`).
+        """
+        disks = (await vmx_stats(self.plan.files.vmx_socket)).get("disks") or {}
+        return any(disk.get("waiting", 0) > 0 for disk in disks.values())
+
     async def working_set(self) -> list[int]:
         """Of a clone: pages of its RAM in the order of their first touch, as its vmx tells them.
 

@@ -22,9 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "vmx": {"errors", "vsock", "memory", "iofilter"},
     "vmm": {"errors", "vsock", "memory", "vmx"},
     "images": {"errors"},
+    "net": {"errors"},
     "introspect": {"errors", "kube", "vsock", "vmm", "agent"},
     "kube": {"errors"},
-    "controller": {"errors", "version", "kube", "vsock", "vmx", "vmm", "images", "introspect", "agent"},
+    "controller": {"errors", "version", "kube", "vsock", "vmx", "vmm", "images", "net", "introspect", "agent"},
     "master": {"errors", "version", "kube"},
     "cli": {"errors", "version", "kube", "iofilter", "vmx", "vmm", "introspect", "controller", "master"},
 }

@@ -27,7 +27,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("vcpus", {"vcpus": 65}, "give 1 to 64"),
     ("cpu_limit", {"cpu_limit": 0.0}, "between 0.01 and 4096"),
     ("cpu_limit", {"cpu_limit": float("nan")}, "between"),
-    ("net", {"net": "bridge"}, "allowed: user, none"),
+    ("net", {"net": "bridge"}, "allowed: user, tap, none"),
     ("accelerator", {"accelerator": "hvf"}, "allowed: auto, kvm, tcg"),
     ("console_bytes", {"console_bytes": 1}, "give 4096 to"),
     ("image_disks", {"image_disks": tuple(disk(f"d{i}") for i in range(MAX_IMAGE_DISKS + 1))}, "takes up to"),
