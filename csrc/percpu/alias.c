@@ -35,7 +35,7 @@ struct modelled {
 
 /* Shared by all processes. */
 struct model {
-    _Atomic(bool) busy; /* a spin lock, held by schedulers for some instructions */
+    bool busy; /* a spin lock, held by schedulers for some instructions */
     _Atomic(unsigned) running;
     _Atomic(uint64_t) preemptions;
     unsigned queued;
