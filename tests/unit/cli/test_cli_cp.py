@@ -285,7 +285,7 @@ def test_holes_take_no_room_here(inside: Path) -> None:
     unpack(inside, member("d/sparse", data=b"begin" + bytes(64 << 20)), member("zeros", data=bytes(1 << 20)))
     sparse = (inside / "d/sparse").stat()
     assert sparse.st_size == 5 + (64 << 20)
-    assert sparse.st_blocks * 512 < 1 << 20
+    assert sparse.st_blocks * 512 < 4 << 20
     assert (inside / "d/sparse").read_bytes()[:8] == b"begin\0\0\0"
     assert (inside / "zeros").stat().st_size == 1 << 20
 
