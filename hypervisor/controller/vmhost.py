@@ -194,8 +194,13 @@ class HostedVm:
     async def disk_full(self) -> AsyncIterator[bool]:
         """True when the VM stops because the host's disk is full; False when there is room and it goes on.
 
-        QEMU stops a VM whose write found no room, and tries the write again when the VM is resumed.
+        vmx tries writes that found no room again and again. Where QEMU serves the disks, it stops the VM, and tries the
+        write again when the VM is resumed.
         """
+        if self.plan.block == "vmx":
+            async for full in self._writes_wait():
+                yield full
+            return
         events = self.vm.events()
         while True:
             while await self.vm.status() != "io-error":
@@ -207,6 +212,17 @@ class HostedVm:
                 if shutil.disk_usage(self.plan.directory).free >= ROOM_BYTES:
                     await self.vm.resume()
             yield False
+
+    async def _writes_wait(self) -> AsyncIterator[bool]:
+        full = False
+        while not self.vm.dead:
+            await asyncio.sleep(ROOM_LOOK_S)
+            # vmx is asked only on a host that may be full: an idle VM's stays asleep
+            if not full and shutil.disk_usage(self.plan.directory).free >= ROOM_BYTES:
+                continue
+            if await self.vm.writes_wait() != full:
+                full = not full
+                yield full
 
     def note_started(self) -> None:
         """A clone that records its template's working set has touched it."""
