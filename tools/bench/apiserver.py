@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import ssl
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -23,21 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from master_server import served
 from measure import Figure
-
-from hypervisor.master.auth import parties
-from hypervisor.master.auth.ca import CertificateAuthority, client_context
 
 LISTED = 2000
 IN_FLIGHT = 32
 WATCH_RATE = 50
-SERVER = """
-import sys
-from pathlib import Path
-from hypervisor.master.daemon import MasterConfig, main
-config = MasterConfig(Path(sys.argv[1]), port=0, controllers=False)
-main(config, lambda master: print(master.port, flush=True))
-"""
 PODS = "/api/v1/namespaces/default/pods"
 Work = Callable[[int], Awaitable[None]]
 
@@ -215,19 +202,8 @@ def run(rounds: int, seconds: float = 2.0) -> list[Figure]:
 
 def once(seconds: float) -> list[Figure]:
     """Starts a server, measures it, ends it."""
-    with tempfile.TemporaryDirectory(prefix="hv-bench-") as folder:
-        command = [sys.executable, "-c", SERVER, folder]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-            try:
-                assert server.stdout is not None
-                port = next(int(line) for line in server.stdout if line.strip().isdigit())
-                ca = CertificateAuthority.open(Path(folder, "pki"))
-                tls = client_context(parties.admin(ca), ca.certificate_file)
-                return asyncio.run(measure(port, tls, server.pid, seconds))
-            finally:
-                server.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.wait(10)
+    with served(controllers=False) as server:
+        return asyncio.run(measure(server.port, server.tls(), server.pid, seconds))
 
 
 def main() -> None:

@@ -15,9 +15,6 @@ import contextlib
 import itertools
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,11 +23,12 @@ from pathlib import Path
 
 import aiohttp
 from apiserver import IN_FLIGHT, PODS, Client, pod, resident
+from master_server import Server, served
 from measure import Figure
 from simulated_nodes import Background, Delays, Node, Seen, follow
 
 from hypervisor.master.auth import parties
-from hypervisor.master.auth.ca import CertificateAuthority, client_context
+from hypervisor.master.auth.ca import client_context
 
 NODES = 100
 BATCH, BATCHES = 1000, 5
@@ -38,13 +36,6 @@ WATCHERS = 100
 CHANGES_S = 50
 WINDOW_S = 4.0
 LONGEST_S = 120.0
-SERVER = """
-import sys
-from pathlib import Path
-from hypervisor.master.daemon import MasterConfig, main
-config = MasterConfig(Path(sys.argv[1]), port=0)
-main(config, lambda master: print(master.port, flush=True))
-"""
 
 
 @dataclass(frozen=True)
@@ -159,9 +150,9 @@ def p99(values: list[float]) -> float:
 
 
 @asynccontextmanager
-async def joined(folder: Path, port: int, pid: int) -> AsyncIterator[Cluster]:
+async def joined(server: Server) -> AsyncIterator[Cluster]:
     """The cluster with all its nodes."""
-    ca, base = CertificateAuthority.open(folder / "pki"), f"https://127.0.0.1:{port}"
+    ca, base = server.ca, f"https://127.0.0.1:{server.port}"
     async with AsyncExitStack() as stack:
 
         async def session(pair: Path) -> aiohttp.ClientSession:
@@ -173,10 +164,10 @@ async def joined(folder: Path, port: int, pid: int) -> AsyncIterator[Cluster]:
         background = await stack.enter_async_context(Background())
         nodes = []
         for name in (f"node-{n}" for n in range(NODES)):
-            pair = folder / f"{name}.pem"
+            pair = server.folder / f"{name}.pem"
             pair.write_bytes(parties.node(ca, name).both)
             nodes.append(Node(name, await session(pair), base, background))
-        cluster = Cluster(admin, base, pid, nodes, Seen(), background)
+        cluster = Cluster(admin, base, server.pid, nodes, Seen(), background)
         await settled(cluster.client)
         await asyncio.gather(*(node.join(10 * n / NODES) for n, node in enumerate(nodes)))
         background.start(follow(admin, f"{base}{PODS}?watch=1&resourceVersion=0", cluster.seen.line))
@@ -193,9 +184,10 @@ async def settled(client: Client) -> None:
             await asyncio.sleep(0.1)
 
 
-async def measure(folder: Path, port: int, pid: int, rounds: int) -> list[Figure]:
+async def measure(server: Server, rounds: int) -> list[Figure]:
     """All of it."""
-    async with joined(folder, port, pid) as cluster:
+    pid = server.pid
+    async with joined(server) as cluster:
         start = cpu(pid)
         first = await fill(cluster, 0)
         used, small = cpu(pid) - start, resident(pid)
@@ -216,17 +208,8 @@ async def measure(folder: Path, port: int, pid: int, rounds: int) -> list[Figure
 
 def run(rounds: int) -> list[Figure]:
     """Starts a server, measures it, ends it."""
-    with tempfile.TemporaryDirectory(prefix="hv-bench-") as folder:
-        command = [sys.executable, "-c", SERVER, folder]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-            try:
-                assert server.stdout is not None
-                port = next(int(line) for line in server.stdout if line.strip().isdigit())
-                return asyncio.run(measure(Path(folder), port, server.pid, rounds))
-            finally:
-                server.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.wait(10)
+    with served(controllers=True) as server:
+        return asyncio.run(measure(server, rounds))
 
 
 def main() -> None:
