@@ -18,6 +18,7 @@ static const struct pv_filter_class *const classes[] = {
     &pv_encrypt_class,
     &pv_integrity_class,
     &pv_snapshot_class,
+    &pv_mirror_class,
 };
 
 const struct pv_filter_class *pv_filter_class_at(unsigned index)

@@ -197,7 +197,8 @@ static void read_is_there(struct pv_bounce *bounce, struct pv_chunk *chunk)
 
     if (!write && class->deliver) {
         chunk->error = class->deliver(bounce, chunk);
-        chunk_over(chunk);
+        if (chunk->error != EINPROGRESS)
+            chunk_over(chunk);
         return;
     }
     if (class->open)
@@ -208,6 +209,12 @@ static void read_is_there(struct pv_bounce *bounce, struct pv_chunk *chunk)
     }
     if (!chunk->error)
         pv_chunk_copy_out(chunk);
+    chunk_over(chunk);
+}
+
+void pv_bounce_delivered(struct pv_bounce *bounce, struct pv_chunk *chunk)
+{
+    (void)bounce;
     chunk_over(chunk);
 }
 
@@ -348,6 +355,15 @@ bool pv_bounce_writes(const struct pv_bounce *bounce, uint64_t start, uint64_t l
     struct pv_job job = {.io = &io};
 
     return meets(&bounce->writers, &job, true);
+}
+
+bool pv_bounce_is_free(const struct pv_bounce *bounce, uint64_t start, uint64_t length)
+{
+    struct pv_io io = {.offset = start, .length = length};
+    struct pv_job job = {.io = &io};
+
+    return (bounce->spares || bounce->buffers < PV_BOUNCE_BUFFERS) && !meets(&bounce->writers, &job, true) &&
+           !meets(&bounce->waiting, &job, true);
 }
 
 static bool try(struct pv_bounce *bounce, struct pv_job *job)

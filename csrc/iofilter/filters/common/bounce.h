@@ -49,7 +49,7 @@ struct pv_bounce_class {
     bool alone; /* no two jobs that write are on one block at a time */
     /* What was read is made plain, in the buffer, or it is an error: a positive errno. NULL: it is plain. */
     int (*open)(struct pv_bounce *bounce, struct pv_chunk *chunk);
-    /* The same for a read, with the copy to the request. NULL: open and a copy. */
+    /* The same for a read, with the copy to the request. NULL: open and a copy. EINPROGRESS: it is not over before pv_bounce_delivered. */
     int (*deliver)(struct pv_bounce *bounce, struct pv_chunk *chunk);
     /* What is to be written is made ready, in the buffer (NULL: zeroes, or a discard). NULL: it is. 0, or a positive errno. */
     int (*seal)(struct pv_bounce *bounce, struct pv_chunk *chunk);
@@ -86,8 +86,11 @@ void pv_chunk_copy_out(struct pv_chunk *chunk); /* and back */
 /* For `send`: a child of this chunk, for this filter; `done` gets it with the chunk as its owner. NULL: no memory. */
 struct pv_io *pv_chunk_child(struct pv_bounce *bounce, struct pv_chunk *chunk, void (*done)(struct pv_io *));
 void pv_bounce_sent(struct pv_bounce *bounce, struct pv_chunk *chunk);
+void pv_bounce_delivered(struct pv_bounce *bounce, struct pv_chunk *chunk);
 bool pv_job_is_alone(const struct pv_chunk *chunk);
 /* Whether a job that writes has blocks of this range. */
 bool pv_bounce_writes(const struct pv_bounce *bounce, uint64_t start, uint64_t length);
+/* Whether a job on this range (that fits a buffer) would begin at once: nobody writes there or waits to, and there is a buffer. */
+bool pv_bounce_is_free(const struct pv_bounce *bounce, uint64_t start, uint64_t length);
 
 #endif

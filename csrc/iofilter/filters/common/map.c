@@ -111,9 +111,10 @@ static int write_head(int fd, const struct pv_map_head *head, uint32_t generatio
     return fdatasync(fd);
 }
 
-int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], struct pv_fail *fail)
+int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], bool lost,
+    struct pv_fail *fail)
 {
-    struct pv_map_head head = {.version = PV_MAP_VERSION, .bytes = bytes};
+    struct pv_map_head head = {.version = PV_MAP_VERSION, .in_use = lost, .bytes = bytes};
     cleanup_fd int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 
     if (fd < 0)

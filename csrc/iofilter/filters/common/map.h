@@ -41,8 +41,10 @@
 
 struct pv_map;
 
-/* Makes the state file of a map of `bytes` bytes. It must not exist. `words`: the filter's own, given back by pv_map_word. */
-int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], struct pv_fail *fail);
+/* Makes the state file of a map of `bytes` bytes. It must not exist. `words`: the filter's own, given back by pv_map_word. `lost`: the first
+ * opener finds pv_map_lost_power. */
+int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], bool lost,
+    struct pv_fail *fail);
 /* `watch`: the state file remembers durably that it is in use, so that pv_map_lost_power can tell. */
 struct pv_map *pv_map_open(struct pv_filter *filter, const char *path, const char *kind, bool watch, struct pv_fail *fail);
 void pv_map_close(struct pv_map *map);
