@@ -72,7 +72,10 @@ static inline void pv_delay_end(void)
 honour:
     pv_delay_honour();
 #else
-    if (__builtin_expect(*(volatile uint32_t *)((char *)__builtin_thread_pointer() + pv_delay_offset) != 0, 0))
+    char *thread; /* asked for each time: a context that was moved has another one */
+
+    __asm__ volatile("mrs %0, tpidr_el0" : "=r"(thread));
+    if (__builtin_expect(*(volatile uint32_t *)(thread + pv_delay_offset) != 0, 0))
         pv_delay_honour();
 #endif
 }

@@ -18,6 +18,7 @@ WHAT = {
     "tls": "thread-local `++`",
     "percpu": "per-CPU add",
     "delayed": "the same by delayed preemption, in the area of the worker",
+    "owned": "a counter with one writer, load and store",
     "getcpu": "`sched_getcpu` and an atomic add",
     "atomic": "shared atomic",
     "mutex": "mutex",
@@ -31,6 +32,17 @@ WHAT = {
     "ring": "record of 24 bytes through a per-CPU ring, both ends",
     "trace": "trace event",
     "trace_off": "trace point while tracing is off",
+}
+FAULTS = {
+    "thread_anywhere": "a fault served by a thread that the kernel places",
+    "thread_other": "by a thread on another CPU",
+    "thread_same": "by a thread on the asking CPU",
+    "thread_same_atomics": "the same, with five shared atomic counters",
+    "thread_same_percpu": "the same, with five per-CPU counters",
+    "context_same": "by a context on the asking CPU",
+    "thread_anywhere_moving": "asker moves every 50 faults; thread that the kernel places",
+    "thread_follows_moving": "asker moves every 50 faults; thread is moved after it",
+    "context_follows_moving": "asker moves every 50 faults; context is moved after it",
 }
 
 
@@ -47,18 +59,21 @@ def run(rounds: int) -> list[Figure]:
     """Every case in turn, `rounds` times; then the checks that are counted."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        samples = measure(build(folder, "percpu", FOLDER / "percpu.c"), rounds)
+        samples = measure(build(folder, "percpu", FOLDER / "percpu.c"), WHAT, rounds)
+        faults = measure(build(folder, "faults", FOLDER / "percpu_faults.c"), FAULTS, rounds)
         return [
             *(Figure(WHAT[case], "ns", values) for case, values in samples.items()),
             *ratios(samples),
+            *(Figure(FAULTS[case], "us", tuple(v / 1000 for v in values)) for case, values in faults.items()),
+            *_followers(faults),
             *_adds(build(folder, "adds", TESTS / "test_adds.c")),
             _breakpoints(build(folder, "break", TESTS / "test_break.c")),
         ]
 
 
-def measure(program: Path, rounds: int) -> dict[str, tuple[float, ...]]:
+def measure(program: Path, cases: dict[str, str], rounds: int) -> dict[str, tuple[float, ...]]:
     """Nanoseconds of one operation, by case."""
-    samples: dict[str, list[float]] = {case: [] for case in WHAT}
+    samples: dict[str, list[float]] = {case: [] for case in cases}
     lines = subprocess.run([program, str(rounds)], check=True, capture_output=True, text=True).stdout
     for line in lines.splitlines():
         case, value = line.split()
@@ -73,13 +88,31 @@ def ratios(samples: dict[str, tuple[float, ...]]) -> list[Figure]:
         values = tuple(a / b for a, b in zip(samples[over], samples[under], strict=True))
         return Figure(name, "x", values, bar=bar, at_least=at_least)
 
+    # A thread-local ++ has two speeds, by how the processor forwards its store; so the best of each are compared, too.
+    best = Figure("the same, best over best", "x", (min(samples["percpu"]) / min(samples["tls"]),))
     return [
         ratio("per-CPU add over thread-local `++`", "percpu", "tls", 1.8, at_least=False),
+        best,
         ratio("`sched_getcpu` and atomic over per-CPU add", "getcpu", "percpu", 7, at_least=True),
         ratio("shared atomic over per-CPU add, 2 threads", "atomic_2", "percpu_2", 14, at_least=True),
         ratio("malloc over request cache, 2 threads", "malloc_2", "magazine_2", 3, at_least=True),
         ratio("malloc over request cache, 32 in use, 2 threads", "malloc_deep_2", "magazine_deep_2", 3, at_least=True),
     ]
+
+
+def _followers(faults: dict[str, tuple[float, ...]]) -> list[Figure]:
+    """What bringing the server to the asking CPU gains, and what a context adds to a thread there."""
+
+    def ratio(name: str, over: str, under: str) -> Figure:
+        return Figure(name, "x", tuple(a / b for a, b in zip(faults[over], faults[under], strict=True)))
+
+    return [
+        ratio("thread placed by the kernel over thread moved after the asker", "thread_anywhere_moving",
+              "thread_follows_moving"),
+        ratio("thread moved over context moved", "thread_follows_moving", "context_follows_moving"),
+        ratio("a fault with five shared atomics over one with five per-CPU counters", "thread_same_atomics",
+              "thread_same_percpu"),
+    ]  # fmt: skip
 
 
 def _adds(program: Path) -> list[Figure]:

@@ -104,7 +104,7 @@ static void test_preempted(void)
         for (unsigned i = 0; i < 3; i++)
             sums[i] += pv_worker_area(workers, w)[i];
     printf("%d adds, %lu signals\n", CONTEXTS * ADDS, signals);
-    CHECK(sums[0] == (uint64_t)CONTEXTS * ADDS && sums[1] == sums[2] && sums[1] == (uint64_t)CONTEXTS * (ADDS / 64));
+    CHECK(sums[0] == (uint64_t)CONTEXTS * ADDS && sums[1] == sums[2] && sums[1] == (uint64_t)CONTEXTS * ((ADDS + 63) / 64));
     pv_workers_stop(workers);
 }
 
