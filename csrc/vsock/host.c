@@ -22,53 +22,6 @@
 #define ACCEPTS_A_TURN 64
 #define DISCARDS_MAX 256
 
-/* ---- accepting --------------------------------------------------------------------------------------------------- */
-
-/* A listener that cannot be served is not waited for: it would be ready all the time. A connection that ends makes it
- * work again. */
-static void pause_accept(struct pv_vsock *v)
-{
-    if (epoll_ctl(v->epoll_fd, EPOLL_CTL_DEL, v->host_listener.fd, NULL) == 0)
-        v->host_listener.paused = true;
-}
-
-void pv_host_resume_accept(struct pv_vsock *v)
-{
-    int err;
-
-    if (v->host_listener.paused && pv_watch(v, v->host_listener.fd, EPOLLIN, &v->host_listener.source, &err) == 0)
-        v->host_listener.paused = false;
-}
-
-void pv_host_accept(struct pv_vsock *v, struct pv_source *source, uint32_t events)
-{
-    (void)source;
-    (void)events;
-    for (int i = 0; i < ACCEPTS_A_TURN; i++) {
-        int err;
-
-        if (v->connections >= v->config.max_connections) {
-            pause_accept(v);
-            return;
-        }
-        cleanup_fd int fd = accept4(v->host_listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-
-        if (fd < 0) {
-            if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
-                pause_accept(v);
-            return;
-        }
-        struct pv_conn *c = pv_conn_new(v, fd, PV_HANDSHAKE, &err);
-
-        if (!c) {
-            pv_count(&v->stats.refused, 1);
-            continue;
-        }
-        steal_fd(&fd);
-        pv_conn_start_timer(v, c, &v->requests, v->config.request_timeout_ms);
-    }
-}
-
 /* ---- the handshake ----------------------------------------------------------------------------------------------- */
 
 /* Takes the line from the socket and no byte more. 1: it is complete; 0: not yet; -1: too long, closed or failed. */
@@ -127,6 +80,54 @@ static void continue_handshake(struct pv_vsock *v, struct pv_conn *c)
     c->state = PV_REQUESTED;
     pv_conn_register(v, c, port, pv_conn_free_port(v, port));
     pv_conn_owe(v, c, PV_OWES_REQUEST);
+}
+
+/* ---- accepting --------------------------------------------------------------------------------------------------- */
+
+/* A listener that cannot be served is not waited for: it would be ready all the time. A connection that ends makes it
+ * work again. */
+static void pause_accept(struct pv_vsock *v)
+{
+    if (epoll_ctl(v->epoll_fd, EPOLL_CTL_DEL, v->host_listener.fd, NULL) == 0)
+        v->host_listener.paused = true;
+}
+
+void pv_host_resume_accept(struct pv_vsock *v)
+{
+    int err;
+
+    if (v->host_listener.paused && pv_watch(v, v->host_listener.fd, EPOLLIN, &v->host_listener.source, &err) == 0)
+        v->host_listener.paused = false;
+}
+
+void pv_host_accept(struct pv_vsock *v, struct pv_source *source, uint32_t events)
+{
+    (void)source;
+    (void)events;
+    for (int i = 0; i < ACCEPTS_A_TURN; i++) {
+        int err;
+
+        if (v->connections >= v->config.max_connections) {
+            pause_accept(v);
+            return;
+        }
+        cleanup_fd int fd = accept4(v->host_listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
+                pause_accept(v);
+            return;
+        }
+        struct pv_conn *c = pv_conn_new(v, fd, PV_HANDSHAKE, &err);
+
+        if (!c) {
+            pv_count(&v->stats.refused, 1);
+            continue;
+        }
+        steal_fd(&fd);
+        pv_conn_start_timer(v, c, &v->requests, v->config.request_timeout_ms);
+        continue_handshake(v, c); /* the line is mostly there already: a program writes it as soon as it is connected */
+    }
 }
 
 void pv_host_established(struct pv_vsock *v, struct pv_conn *c)
