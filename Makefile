@@ -84,8 +84,9 @@ unit: $(STAMPS)/venv-test $(STAMPS)/packages-test native ## tests that boot no g
 integration: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests that boot real guests
 	$(PYTEST) $(JUNIT) tests/integration
 
+# with QEMU=backports, SUITES=long, COVERAGE=1, BENCH=all: docs/testing.md
 test-kvm: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests under KVM with the kernel's vhost-vsock; without them, in a guest that has both
-	tools/kvm-lane $(LANE_FLAGS)
+	tools/kvm-lane $(if $(QEMU),--qemu $(QEMU)) $(if $(SUITES),--suites $(SUITES)) $(if $(COVERAGE),--coverage) $(if $(BENCH),--bench $(BENCH)) $(LANE_FLAGS)
 
 soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times, the master and its store 300
 	$(PYTEST) tests/integration -m soak

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -34,18 +34,23 @@ class Deb:
 
 
 def resolve(
-    names: Iterable[str], cache: Path, *, expand: Mapping[str, Callable[[str], str]] | None = None
+    names: Iterable[str],
+    cache: Path,
+    *,
+    expand: Mapping[str, Callable[[str], str]] | None = None,
+    options: Sequence[str] = (),
 ) -> dict[str, Deb]:
     """The version that apt would install now, for each name.
 
     :param expand: names of metapackages, each with a function that gives the name to take instead
+    :param options: for apt-get: where sources and lists lie that are not this machine's
 
     Remembered in `cache` for as long as apt's lists and sources are untouched, because apt takes a second to answer.
 
     :raises BuildError: a name is unknown to apt, or apt's lists were never fetched
     """
     wanted = sorted(set(names))
-    key = hashlib.sha256(json.dumps([wanted, _apt_state()]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([wanted, _apt_state(), list(options)]).encode()).hexdigest()
     memory = cache / f"resolved-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:12]}.json"
     try:
         stored = json.loads(memory.read_text())
@@ -53,7 +58,7 @@ def resolve(
             return {name: Deb(**row) for name, row in stored["debs"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no memory, or not one of ours: ask apt
-    debs = _ask_apt([expand[name](name) if expand and name in expand else name for name in wanted])
+    debs = _ask_apt([expand[name](name) if expand and name in expand else name for name in wanted], options)
     cache.mkdir(parents=True, exist_ok=True)
     memory.write_text(json.dumps({"key": key, "debs": {n: vars(d) for n, d in debs.items()}}, indent=1))
     return debs
@@ -71,9 +76,10 @@ def kernel_package(metapackage: str) -> str:
     raise BuildError(f"apt knows no kernel behind {metapackage}; run `apt-get update` as root and try again")
 
 
-def fetch(debs: Iterable[Deb], cache: Path) -> None:
+def fetch(debs: Iterable[Deb], cache: Path, *, options: Sequence[str] = ()) -> None:
     """Makes sure that each package file lies in `cache` with its right digest.
 
+    :param options: as `resolve`'s
     :raises BuildError: a package cannot be fetched; what was fetched before stays cached
     """
     cache.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,7 @@ def fetch(debs: Iterable[Deb], cache: Path) -> None:
     for deb in missing:  # a wrong file under that name would make apt-get download keep it
         (cache / deb.file).unlink(missing_ok=True)
     try:
-        output_of([*_APT, "download", *(f"{deb.name}={deb.version}" for deb in missing)], cwd=cache)
+        output_of([*_APT, *options, "download", *(f"{deb.name}={deb.version}" for deb in missing)], cwd=cache)
     except BuildError as e:
         raise BuildError(f"{e}\nfix: check the network, run `apt-get update` as root, and try again") from e
     for deb in missing:
@@ -143,9 +149,9 @@ def unpack(deb: Deb, cache: Path) -> Path:
     return folder
 
 
-def _ask_apt(wanted: list[str]) -> dict[str, Deb]:
+def _ask_apt(wanted: list[str], options: Sequence[str]) -> dict[str, Deb]:
     try:
-        text = output_of([*_APT, "--print-uris", "download", *wanted])
+        text = output_of([*_APT, *options, "--print-uris", "download", *wanted])
     except BuildError as e:
         raise BuildError(f"{e}\nfix: run `apt-get update` as root; the image is made of Debian 12 packages") from e
     debs: dict[str, Deb] = {}

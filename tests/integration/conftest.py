@@ -24,6 +24,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HV = ROOT / ".venv/bin/hv"
 SAMPLES = ROOT / "guest-images/out/samples"
+#: how many times longer than usual every wait may take: the KVM lane's guest is slow
+PATIENCE = float(os.environ.get("HV_TEST_PATIENCE", "1"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Host:
         self, *args: str, stdin: bytes | None = b"", check: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[bytes]:
         """``hv ARGS``; with `check`, a failure fails the test with what was printed."""
-        done = subprocess.run([HV, *args], input=stdin, capture_output=True, env=self.environment, timeout=timeout)
+        limit = timeout * PATIENCE
+        done = subprocess.run([HV, *args], input=stdin, capture_output=True, env=self.environment, timeout=limit)
         if check and done.returncode:
             pytest.fail(f"hv {' '.join(args)}: exit code {done.returncode}\n{done.stderr.decode(errors='replace')}")
         return done
@@ -74,11 +77,22 @@ def processes_naming(text: str) -> list[tuple[int, str]]:
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
     """Polls `condition`; fails the test with `what` when it does not hold in time."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout:g} s: {what}")
+            pytest.fail(f"not within {timeout * PATIENCE:g} s: {what}")
         time.sleep(0.05)
+
+
+def keep_logs(folder: Path) -> None:
+    """Logs and consoles below `folder` go where HV_TEST_LOGS says, if it does: of a machine that is gone afterwards."""
+    if "HV_TEST_LOGS" not in os.environ:
+        return
+    for path in folder.rglob("*"):
+        if path.is_file() and (path.suffix == ".log" or "console" in path.name):
+            target = Path(os.environ["HV_TEST_LOGS"], folder.name, path.relative_to(folder))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 @contextmanager
@@ -95,6 +109,7 @@ def running_host() -> Iterator[Host]:
         mounts = Path("/proc/self/mounts").read_text()
         assert str(folder) not in mounts, "mounts were left behind"
     finally:
+        keep_logs(folder)
         for pid, _ in processes_naming(str(folder)):
             os.kill(pid, 9)
         shutil.rmtree(folder, ignore_errors=True)

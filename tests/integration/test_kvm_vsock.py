@@ -10,12 +10,13 @@ import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agent_vm import Stream
+from conftest import PATIENCE
 
 from hypervisor.agent.wire import AGENT_PORT
 from hypervisor.errors import Timeout, Unavailable
@@ -37,7 +38,7 @@ ROUNDS = 60
 
 async def answers(address: VsockAddress) -> None:
     """Waits until the guest's agent takes connections: nothing tells of it but a connection."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * PATIENCE
     while True:
         try:
             _, writer = await connect(address, AGENT_PORT, timeout=10)
@@ -65,7 +66,7 @@ async def running(folder: Path, capabilities: HostCapabilities, zygote: Zygote) 
 def ask(address: VsockAddress) -> float:
     """Seconds to connect, ask and be answered."""
     begun = time.perf_counter()
-    with Stream(connect_blocking(address, AGENT_PORT, 20)) as stream:
+    with Stream(connect_blocking(address, AGENT_PORT, 20 * PATIENCE)) as stream:
         assert stream.request("hello")
     return time.perf_counter() - begun
 
@@ -74,11 +75,13 @@ async def test_both_answer_under_kvm(short_path: Path, record_property: Callable
     kernel = await probe(short_path, guest_kernel=None)
     assert (kernel.vsock, kernel.kvm_unusable) == ("kernel", None)
     ours = replace(kernel, vsock="vhost-user")
-    async with (
-        Zygote.start() as zygote,
-        running(short_path, kernel, zygote) as a,
-        running(short_path, ours, zygote) as b,
-    ):
+    async with Zygote.start() as zygote, AsyncExitStack() as stack:
+        async with asyncio.TaskGroup() as group:
+            starting = [
+                group.create_task(stack.enter_async_context(running(short_path, side, zygote)))
+                for side in (kernel, ours)
+            ]
+        a, b = (task.result() for task in starting)
         assert (type(a.address), type(b.address)) == (KernelVsock, UnixVsock)
         taken: dict[str, list[float]] = {"kernel": [], "vhost-user": []}
         for _ in range(ROUNDS):

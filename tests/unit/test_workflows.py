@@ -12,6 +12,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "guest-images")]
+
+from lane.suite import QEMUS  # noqa: E402
+
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 # check-jsonschema carries the schema: nothing is fetched
 CHECK = (sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows")
@@ -38,10 +42,16 @@ def test_a_broken_one_is_seen(tmp_path: Path) -> None:
 
 def test_every_target_that_they_make_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    lines = [line for command in commands() for line in re.split(r"&&|\n", command)]
-    made = [word for line in lines if line.split()[:1] == ["make"] for word in re.findall(r"[a-z][a-z-]+", line)[1:]]
+    lines = [line for command in commands() for line in re.split(r"&&|\n", re.sub(r"\${{.*?}}", "VALUE", command))]
+    calls = [line.replace('"', "").split() for line in lines if line.split()[:1] == ["make"]]
+    made = [word for call in calls for word in call[1:] if "=" not in word]
     assert {"unit", "integration", "test-kvm", "test"} <= set(made)
     assert set(made) <= targets
+
+
+def test_each_qemu_has_its_turn() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/kvm-in-a-guest.yml").read_text())["jobs"]
+    assert jobs["guest"]["strategy"]["matrix"]["qemu"] == list(QEMUS)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)

@@ -14,12 +14,12 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from builder.run import output_of
 
-from lane import packages
+from lane import coverage, packages
 from lane.rootdisk import compile_all
 
 ROOT = Path(__file__).parents[2]
@@ -34,11 +34,15 @@ _IMAGE = ("manifest.json", "vmlinux", "vmlinuz", "initrd.img", "root.erofs", "sa
 _PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 
 
-def project_disk(folder: Path, target: Path, pytest_arguments: Sequence[str]) -> None:
+def project_disk(
+    folder: Path, target: Path, command: Sequence[str], environment: Mapping[str, str], further: Mapping[str, Path]
+) -> None:
     """Makes the disk at `target`.
 
     :param folder: where dependencies are kept
-    :param pytest_arguments: what L1's pytest is told
+    :param command: what L1 runs, in the project's folder; its Python is ``.venv/bin/python``
+    :param environment: what that finds in its environment, beside the usual
+    :param further: files and folders by their name below the project's folder
     """
     dependencies = _dependencies(folder)
     with tempfile.TemporaryDirectory(prefix=".project-", dir=folder) as scratch:
@@ -51,9 +55,12 @@ def project_disk(folder: Path, target: Path, pytest_arguments: Sequence[str]) ->
         for name in _IMAGE:
             _copy(ROOT / "guest-images/out" / name, tree / "guest-images/out" / name)
         shutil.copytree(_HERE / "inside", tree / "lane")
-        (tree / "lane/environment").write_text("export HV_GUEST_DIR=/podvisor/guest-images/out HV_COMPULSORY=1\n")
-        command = ["/podvisor/.venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *pytest_arguments]
+        coverage.write_rc(tree / "lane/coveragerc")
+        exports = {"HV_GUEST_DIR": "/podvisor/guest-images/out", **environment}
+        (tree / "lane/environment").write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in exports.items()))
         (tree / "lane/command").write_text(shlex.join(command) + "\n")
+        for name, path in further.items():
+            _copy(path, tree / name)
         output_of(["mkfs.erofs", "-T0", "--all-root", "--quiet", str(target), str(tree)])
 
 

@@ -17,6 +17,7 @@ from builder.errors import BuildError
 from builder.run import output_of
 
 from lane import packages
+from lane.suite import Suite, suite
 
 _HERE = Path(__file__).parent
 _FILES = {
@@ -38,19 +39,22 @@ class RootDisk:
     disk: Path
 
 
-def root_disk(folder: Path) -> RootDisk:
+def root_disk(folder: Path, qemu: str = "stable") -> RootDisk:
     """L1's, as today's packages make it; taken from `folder` when it was made of the same ones before.
+
+    :param qemu: of `suite.QEMUS`
 
     :raises BuildError: apt does not know a package, or a tool is missing
     """
-    chosen = _closure([*packages.ROOT_PACKAGES, packages.KERNEL_METAPACKAGE], folder / "debs")
+    source = suite(qemu, folder)
+    chosen = _closure([*packages.ROOT_PACKAGES, packages.KERNEL_METAPACKAGE], source)
     inputs = [sorted(d.sha256 for d in chosen.values()), *(_digest(p) for p in _recipe())]
-    made = folder / f"root-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]}"
+    made = folder / f"root-{qemu}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]}"
     if not made.is_dir():
         print(f"kvm-lane: making L1's root disk of {len(chosen)} Debian packages", flush=True)
-        debs.fetch(chosen.values(), folder / "debs")
-        _make(chosen, folder / "debs", made)
-        for old in folder.glob("root-????????????????"):
+        debs.fetch(chosen.values(), source.cache, options=source.options)
+        _make(chosen, source.cache, made)
+        for old in folder.glob(f"root-{qemu}-*"):
             if old != made:
                 shutil.rmtree(old, ignore_errors=True)
     return RootDisk(made / "vmlinuz", made / "initrd", made / "root.erofs")
@@ -64,17 +68,17 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _closure(wanted: list[str], cache: Path) -> dict[str, debs.Deb]:
+def _closure(wanted: list[str], source: Suite) -> dict[str, debs.Deb]:
     """What apt would install for `wanted` on a machine that has nothing, `packages.LEFT_OUT` left out."""
     with tempfile.TemporaryDirectory() as empty:  # apt does not name what it has downloaded already
         own = ("Dir::State::status=/dev/null", f"Dir::Cache::archives={empty}", "Debug::NoLocking=1")
-        options = [word for option in own for word in ("-o", option)]
+        options = [*source.options, *(word for option in own for word in ("-o", option))]
         argv = ["apt-get", "-q", "-y", *options, "--no-install-recommends", "--print-uris", "install", *wanted]
         text = output_of(argv)
     names = {line.split()[1].split("_")[0] for line in text.splitlines() if line.startswith("'")}
     if not names:
         raise BuildError("apt named no package; run `apt-get update` as root")
-    return debs.resolve(names - set(packages.LEFT_OUT), cache)
+    return debs.resolve(names - set(packages.LEFT_OUT), source.cache, options=source.options)
 
 
 def _make(chosen: dict[str, debs.Deb], cache: Path, made: Path) -> None:
