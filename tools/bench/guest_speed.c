@@ -1,12 +1,17 @@
 /* The same work in a guest and in a plain process, so that docs/limits.md can say what emulation costs.
  *
- * Prints one line a case: name, operations, nanoseconds. Argument: a folder to write in. Static, so that it runs anywhere.
+ * Prints one line a case: name, operations, nanoseconds. Arguments: a folder to write in; perhaps an IPv4 address and a
+ * port of a server that sends bytes until it is left alone. Static, so that it runs anywhere.
  */
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -112,6 +117,66 @@ static void files(const char *folder)
     unlink(path);
 }
 
+static int connected(const char *address, uint16_t port)
+{
+    struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons(port)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0), yes = 1;
+
+    if (fd < 0 || inet_pton(AF_INET, address, &peer.sin_addr) != 1 ||
+        connect(fd, (struct sockaddr *)&peer, sizeof peer) ||
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes))
+        exit(1);
+    return fd;
+}
+
+/* Two processes and the guest's own TCP: no device takes part. */
+static void loopback(void)
+{
+    const int rounds = 2000;
+    struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof own;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), fd;
+    uint64_t start;
+    char byte = 0;
+
+    if (listener < 0 || bind(listener, (struct sockaddr *)&own, sizeof own) || listen(listener, 1) ||
+        getsockname(listener, (struct sockaddr *)&own, &length))
+        exit(1);
+    if (fork() == 0) {
+        fd = accept(listener, NULL, NULL);
+        while (fd >= 0 && read(fd, &byte, 1) == 1 && write(fd, &byte, 1) == 1)
+            ;
+        _exit(0);
+    }
+    fd = connected("127.0.0.1", ntohs(own.sin_port));
+    start = now();
+    for (int i = 0; i < rounds; i++)
+        if (write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1)
+            exit(1);
+    report("tcp_loopback_ask", (uint64_t)rounds, start);
+    close(fd);
+    close(listener);
+    wait(NULL);
+}
+
+static void from_server(const char *address, const char *port)
+{
+    const uint64_t wanted = 16u << 20;
+    static char block[65536];
+    uint64_t start = now(), got = 0;
+    int fd = connected(address, (uint16_t)atoi(port));
+
+    while (got < wanted) {
+        ssize_t n = read(fd, block, sizeof block);
+
+        if (n <= 0)
+            exit(1);
+        got += (uint64_t)n;
+    }
+    report("tcp_from_host_bytes", got, start);
+    close(fd);
+}
+
 int main(int argc, char **argv)
 {
     integers();
@@ -119,5 +184,8 @@ int main(int argc, char **argv)
     system_calls();
     processes();
     files(argc > 1 ? argv[1] : "/tmp");
+    loopback();
+    if (argc > 3)
+        from_server(argv[2], argv[3]);
     return 0;
 }

@@ -13,6 +13,7 @@ import report
 SECTIONS = {
     "startup": 50,
     "guest_speed": 5,
+    "nested": 3,
     "streams": 5,
     "introspect": 3,
     "vsock": 3,
