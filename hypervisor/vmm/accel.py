@@ -31,8 +31,10 @@ KVM_DEVICE = Path("/dev/kvm")
 CACHE_NAME = "kvm-probe.json"
 MARKER = b"hv-kvm-probe: user mode reached"
 BOOT_TIMEOUT = 30.0
-"""Seconds for stage 2; a machine whose KVM works needs one or two, a nested or a busy one ten. Giving up too early would
-be remembered until the next boot; a KVM that hangs has mostly shown it in stage 1."""
+"""Seconds for stage 2; a machine whose KVM works needs one or two, a nested or a busy one ten.
+
+Giving up too early would be remembered until the next boot; a KVM that hangs has mostly shown it in stage 1.
+"""
 
 _STAGE1_TIMEOUT = 3.0
 _CONSOLE_LIMIT = 64 * 1024
