@@ -39,8 +39,9 @@ $(OUT)/tsan-percpu-few-adds: $(OUT)/tsan-percpu-adds
 
 # Not one of 10^9 adds lost, with and without signals; `make soak` runs it.
 .PHONY: percpu-soak
-percpu-soak: $(OUT)/percpu-adds
-	$< 1000000000
+percpu-soak: $(OUT)/percpu-adds $(OUT)/percpu-context
+	$(OUT)/percpu-adds 1000000000
+	$(OUT)/percpu-context 1000000000
 
 .PHONY: percpu-clang-check
 percpu-clang-check:

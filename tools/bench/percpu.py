@@ -67,6 +67,7 @@ def run(rounds: int) -> list[Figure]:
             *(Figure(FAULTS[case], "us", tuple(v / 1000 for v in values)) for case, values in faults.items()),
             *_followers(faults),
             *_adds(build(folder, "adds", TESTS / "test_adds.c")),
+            *_delayed(build(folder, "context", TESTS / "test_context.c")),
             _breakpoints(build(folder, "break", TESTS / "test_break.c")),
         ]
 
@@ -125,6 +126,19 @@ def _adds(program: Path) -> list[Figure]:
             "10^9 adds of 16 threads that are moved, and again with signals: runs that lost one", "", (lost,), bar=0
         ),
         Figure("how often a thread was moved meanwhile", "1/s", moves or (0.0,), bar=1000, at_least=True),
+    ]
+
+
+def _delayed(program: Path) -> list[Figure]:
+    """The same by the second embodiment: contexts that a signal preempts and a balancer moves."""
+    text = subprocess.run([program, str(ADDS)], capture_output=True, text=True, check=False)
+    found = re.search(r"adds, (\d+) signals", text.stdout)
+    signals = float(found[1]) if found else 0.0
+    return [
+        Figure(
+            "10^9 adds of contexts that are preempted: runs that lost one", "", (float(text.returncode != 0),), bar=0
+        ),
+        Figure("preemption signals meanwhile", "", (signals,), bar=1000, at_least=True),
     ]
 
 

@@ -3,7 +3,7 @@
  * The traced child does operations on items that it shares with the tracer, which looks at them. For each sequence, and for each instruction
  * from its start to behind its commit: put a breakpoint there, let the child run into it (the kernel has preempted the thread then), look,
  * send it on, see it arrive in the abort handler, look again, let it finish, compare with an undisturbed run. A breakpoint right behind the commit must find the
- * operation done, and no abort. (Single-stepping would restart for ever.) Instructions are where objdump
+ * operation done, and no abort. Then the child is killed at each of them. (Single-stepping would restart for ever.) Instructions are where objdump
  * says; on aarch64 they all have four bytes. */
 #include <elf.h>
 #include <sys/mman.h>
@@ -202,6 +202,17 @@ static void set_pc(pid_t child, struct user_regs_struct registers, uint64_t pc)
     CHECK(!ptrace(PTRACE_SETREGSET, child, NT_PRSTATUS, &all));
 }
 
+static pid_t start_child(void)
+{
+    pid_t child = fork();
+
+    CHECK(child >= 0);
+    if (!child)
+        be_traced();
+    wait_for(child, SIGSTOP);
+    return child;
+}
+
 /* Runs the child into a breakpoint, takes that away again, and puts the child before the instruction. */
 static void run_into(pid_t child, uint64_t address)
 {
@@ -250,12 +261,28 @@ static void break_behind(pid_t child, const struct descriptor *sequence, const u
     CHECK(!memcmp(done, now, VISIBLE) && shared->result == result);
 }
 
-static unsigned break_everywhere(pid_t child, const struct step *step)
+/* Kills the child before an instruction: what it was doing has not happened, and the next one finds everything in order. */
+static pid_t kill_at(pid_t child, const struct step *step, uint64_t address)
+{
+    unsigned char before[VISIBLE], now[VISIBLE];
+    int status;
+
+    reset();
+    snapshot(before, step);
+    run_into(child, address);
+    CHECK(!kill(child, SIGKILL) && waitpid(child, &status, 0) == child && WIFSIGNALED(status));
+    snapshot(now, step);
+    CHECK(!memcmp(before, now, VISIBLE));
+    return start_child();
+}
+
+static unsigned break_everywhere(pid_t *traced, const struct step *step)
 {
     const struct descriptor *sequence = sequence_of(step);
     uint64_t places[MOST_INSTRUCTIONS];
     unsigned count = boundaries(sequence, places);
     unsigned char done[VISIBLE];
+    pid_t child = *traced;
     int result;
 
     shared->command = (int)(step - STEPS);
@@ -269,6 +296,8 @@ static unsigned break_everywhere(pid_t child, const struct step *step)
     for (unsigned i = 0; i < count; i++)
         break_at(child, step, sequence, places[i], done, result);
     break_behind(child, sequence, done, result);
+    for (unsigned i = 0; i < count; i++)
+        *traced = kill_at(*traced, step, places[i]);
     return count;
 }
 
@@ -300,19 +329,15 @@ int main(void)
     CPU_ZERO(&set);
     CPU_SET(cpu, &set);
     CHECK(!sched_setaffinity(0, sizeof set, &set));
-    child = fork();
-    CHECK(child >= 0);
-    if (!child)
-        be_traced();
-    wait_for(child, SIGSTOP);
     read_addresses();
+    child = start_child();
     for (unsigned i = 0; i < COUNT; i++) {
-        unsigned count = break_everywhere(child, &STEPS[i]);
+        unsigned count = break_everywhere(&child, &STEPS[i]);
 
         printf("%-10s %2u instructions\n", STEPS[i].name, count);
         total += count;
     }
-    printf("%u breakpoints inside %d sequences: each aborted, none left a trace\n", total, COUNT);
+    printf("%u breakpoints inside %d sequences: each aborted, none left a trace; killed there, neither\n", total, COUNT);
     CHECK(!kill(child, SIGKILL) && waitpid(child, &status, 0) == child);
     pv_percpu_destroy(areas);
     return 0;

@@ -5,8 +5,9 @@
 #include "percpu/context.h"
 #include "percpu/delay.h"
 
-enum { WORKERS = 3, CONTEXTS = 12, ADDS = SOME(2000000), HOPS = SOME(2000) };
+enum { WORKERS = 3, CONTEXTS = 12, HOPS = SOME(2000) };
 
+static unsigned adds = SOME(2000000); /* of each context */
 static struct pv_workers *workers;
 static struct pv_context *contexts[CONTEXTS];
 static _Atomic(int) ended;
@@ -66,7 +67,7 @@ static void test_hops(void)
 static void add(void *argument)
 {
     (void)argument;
-    for (unsigned i = 0; i < ADDS; i++) {
+    for (unsigned i = 0; i < adds; i++) {
         pv_delay_add(1, 0);
         if (i % 64 == 0) { /* and a longer piece, in several words */
             pv_delay_enter();
@@ -103,8 +104,8 @@ static void test_preempted(void)
     for (unsigned w = 0; w < WORKERS; w++)
         for (unsigned i = 0; i < 3; i++)
             sums[i] += pv_worker_area(workers, w)[i];
-    printf("%d adds, %lu signals\n", CONTEXTS * ADDS, signals);
-    CHECK(sums[0] == (uint64_t)CONTEXTS * ADDS && sums[1] == sums[2] && sums[1] == (uint64_t)CONTEXTS * ((ADDS + 63) / 64));
+    printf("%u adds, %lu signals\n", CONTEXTS * adds, signals);
+    CHECK(sums[0] == (uint64_t)CONTEXTS * adds && sums[1] == sums[2] && sums[1] == (uint64_t)CONTEXTS * ((adds + 63) / 64));
     pv_workers_stop(workers);
 }
 
@@ -147,8 +148,10 @@ static void test_waiting(void)
     close(pipes[1]);
 }
 
-int main(void)
+/* Usage: test_context [ADDS] */
+int main(int argc, char **argv)
 {
+    adds = argc > 1 ? (unsigned)(strtoull(argv[1], NULL, 0) / CONTEXTS) : adds;
     setvbuf(stdout, NULL, _IOLBF, 0);
     test_hops();
     test_waiting();
