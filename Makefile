@@ -93,6 +93,7 @@ soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same ag
 	$(MAKE) --no-print-directory -C csrc percpu-soak
 	HV_STORE_KILLS=300 $(PYTEST) tests/unit/master/registry/test_registry_killed.py
 	HV_MASTER_KILLS=300 $(PYTEST) tests/integration/test_master_kills.py
+	HV_IOFILTER_KILLS=300 $(PYTEST) tests/integration/test_iofilter_kills.py
 
 fuzz: $(STAMPS)/packages-test ## fuzz targets, FUZZ_SECONDS each (default 600)
 	$(MAKE) --no-print-directory -C csrc fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600)

@@ -58,3 +58,17 @@ TSAN_TESTS += $(OUT)/tsan-iofilter-instance $(OUT)/tsan-iofilter-nbd
 FUZZERS += $(IOFILTER_FUZZERS)
 CLANG_CHECKS += clang-check-iofilter
 COVERED += iofilter
+
+# Built as it is used: no sanitizer slows the writer that is to be killed in the middle of things. pytest runs it.
+$(OUT)/iofilter/plain/%.o: %.c $(IOFILTER_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(IOFILTER_FLAGS) $(CFLAGS) -c $< -o $@
+
+IOFILTER_PLAIN := $(patsubst %.c,$(OUT)/iofilter/plain/%.o,$(IOFILTER_SOURCES))
+.PRECIOUS: $(IOFILTER_PLAIN)
+
+$(OUT)/crash-iofilter: $(IOFILTER_TESTS_DIR)/crash_checker.c $(IOFILTER_PLAIN)
+	$(CC) $(IOFILTER_FLAGS) $(CFLAGS) $< $(IOFILTER_PLAIN) -o $@ $(IOFILTER_LIBS)
+
+.PHONY: crash-iofilter
+crash-iofilter: $(OUT)/crash-iofilter ## the program that kills writers

@@ -241,7 +241,9 @@ static void bad_state_is_refused(void)
     refused(clone, "snapshot", wrong, "belongs to a filter linkedclone");
     attach(clone, "linkedclone", settings);
     other = memory_disk("other", MIB, &loop);
+    pv_map_patience_ms = 20;
     refused(other, "linkedclone", settings, "another process has this disk open");
+    pv_map_patience_ms = 5000;
     for (uint64_t i = 0; i < 2; i++) /* two generations of the first page: both slots are in use */
         CHECK(!disk_write(clone, i * 4096, bytes, 4096) && !disk_do(clone, PV_IO_FLUSH, 0, NULL, 0, 0));
     disk_close(clone);

@@ -25,6 +25,7 @@ struct live_head {
 static const char live_magic[8] = "PVLIVE1";
 
 const char *pv_boot_id_for_tests;
+unsigned pv_map_patience_ms = 5000;
 
 static void read_boot_id(char boot[40])
 {
@@ -154,12 +155,25 @@ static int read_head(struct pv_map *map, const char *path, const char *kind, str
     return 0;
 }
 
+/* A process that was killed is gone before its last references to files are: the kernel's io_uring drops them a little later. */
+static int lock_state(int fd)
+{
+    uint64_t give_up = pv_loop_clock_ns() + (uint64_t)pv_map_patience_ms * 1000000;
+
+    while (flock(fd, LOCK_EX | LOCK_NB)) {
+        if (errno != EWOULDBLOCK || pv_loop_clock_ns() > give_up)
+            return -1;
+        usleep(2000);
+    }
+    return 0;
+}
+
 static int open_state(struct pv_map *map, const char *path, const char *kind, struct pv_fail *fail)
 {
     map->fd = open(path, O_RDWR | O_CLOEXEC);
     if (map->fd < 0)
         return pv_fail(fail, errno, "state %.150s: %s", path, strerror(errno));
-    if (flock(map->fd, LOCK_EX | LOCK_NB))
+    if (lock_state(map->fd))
         return pv_fail(fail, EBUSY, "state %.150s: another process has this disk open", path);
     return read_head(map, path, kind, fail);
 }

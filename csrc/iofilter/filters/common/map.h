@@ -78,5 +78,6 @@ void pv_map_mark(struct pv_map *map, uint64_t first, uint64_t last, struct pv_io
 bool pv_map_in_doubt(const struct pv_map *map, uint64_t page);
 
 extern const char *pv_boot_id_for_tests; /* in place of the kernel's */
+extern unsigned pv_map_patience_ms;      /* how long an opener waits for another to let go; tests make it short */
 
 #endif

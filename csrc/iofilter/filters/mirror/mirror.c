@@ -220,7 +220,7 @@ static void on_timer(struct pv_timer *timer)
     struct mirror *self = pv_member(timer, struct mirror, timer);
 
     if (self->filter.instance->state != PV_RUNNING) {
-        arm(self, self->retry_ns);
+        arm(self, 10000000);
         return;
     }
     if (self->state == LOST)
