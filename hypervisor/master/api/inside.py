@@ -14,7 +14,6 @@ from hypervisor.master.auth.authn import Authenticator
 from hypervisor.master.auth.authorizer import Authorizer
 from hypervisor.master.auth.rbac import Rbac
 from hypervisor.master.auth.tokens import ServiceAccountTokens
-from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.kinds.table import Kinds
 
 
@@ -32,19 +31,15 @@ class Inside:
     kubelets: Kubelets
     audit: Audit
     metrics: Metrics
-    routes: Routes
     base_url: str
     checks: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+
+    @property
+    def routes(self) -> Routes:
+        """The kinds that are served, by their paths."""
+        return self.kinds.routes
 
     @property
     def kinds(self) -> Kinds:
         """Those that are served."""
         return self.objects.kinds
-
-
-def routes_of(kinds: Kinds) -> Routes:
-    """The kinds by group and version, then by plural."""
-    found: dict[tuple[str, str], dict[str, Kind]] = {}
-    for kind in kinds:
-        found.setdefault((kind.resource.group, kind.resource.version), {})[kind.resource.plural] = kind
-    return found

@@ -29,11 +29,11 @@ class Managed:
     def created(self, call: Call, obj: Object) -> None:
         """An object that is to be created; one that an apply makes has its record."""
         if call.manager:
-            track_update(None, obj, call.manager, "Update", call.subresource, self.schema.type_of(call.kind.schema))
+            track_update(None, obj, call.manager, "Update", call.subresource, self.schema.of(call.kind))
 
     def updated(self, call: Call, new: Object, old: Mapping[str, Any]) -> None:
         """An object that is to replace another."""
-        track_update(old, new, call.manager, "Update", call.subresource, self.schema.type_of(call.kind.schema))
+        track_update(old, new, call.manager, "Update", call.subresource, self.schema.of(call.kind))
 
 
 def applied(call: Call, given: Any, old: Object | None, kind: Struct, *, force: bool) -> Object:

@@ -69,7 +69,7 @@ class Objects:
         """A new object."""
         kind = call.kind
         _identify(call, obj)
-        fit(call, self.schema.type_of(kind.schema), obj)
+        fit(call, self.schema.of(kind), obj)
         status = obj.get("status") if kind.resource.qualified in _STATUS_ON_CREATE else None
         strategy.prepare_create(kind, obj)
         uid = str(obj["metadata"]["uid"])
@@ -88,7 +88,7 @@ class Objects:
     async def update(self, call: Call, obj: Object) -> tuple[Object, bool]:
         """Replaces an object, or makes it where the kind allows that; True: made."""
         _identify(call, obj)
-        fit(call, self.schema.type_of(call.kind.schema), obj)
+        fit(call, self.schema.of(call.kind), obj)
 
         async def change(live: Object) -> Object:
             return await self._change(call, copy(obj), shown(call.kind, live))
@@ -113,7 +113,7 @@ class Objects:
 
     async def patch(self, call: Call, patch: Patch) -> tuple[Object, bool]:
         """Changes an object by a patch; True: an apply has made it."""
-        kind = self.schema.type_of(call.kind.schema)
+        kind = self.schema.of(call.kind)
 
         async def change(live: Object) -> Object:
             old = shown(call.kind, live)
@@ -137,7 +137,7 @@ class Objects:
         return shown(call.kind, new), False
 
     async def _apply_new(self, call: Call, patch: Patch) -> Object:
-        obj = patched(call, patch, None, self.schema.type_of(call.kind.schema))
+        obj = patched(call, patch, None, self.schema.of(call.kind))
         return await self.create(replace(call, manager=""), obj)
 
     async def _change(self, call: Call, new: Object, old: Object, *, how: PatchType | None = None) -> Object:

@@ -54,8 +54,9 @@ def parse(call: Call, body: bytes, content_type: str, *, force: bool, manager: s
     """
     media = media_type(content_type)
     how = TYPES.get(media)
-    if how is None:
-        raise unsupported(media, tuple(TYPES))
+    if how is None or (how == "strategic" and call.kind.struct is not None):
+        taken = [m for m, t in TYPES.items() if t != "strategic" or call.kind.struct is None]
+        raise unsupported(media, tuple(taken))
     if how == "apply" and not manager:
         raise ApiError(
             "BadRequest",

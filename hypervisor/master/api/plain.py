@@ -19,23 +19,33 @@ _HEALTH = ("/healthz", "/livez", "/readyz")
 
 
 class Plain:
-    """Answers them; the documents are made once."""
+    """Answers them; the documents are made once, and anew when users define kinds."""
 
     def __init__(self, inside: Inside) -> None:
         self._inside = inside
-        host = inside.base_url.removeprefix("https://")
-        self._documents = discovery.documents(inside.kinds, host)
+        self._generation = -1
+        self._documents: dict[str, bytes] = {}
+        self._aggregated: dict[tuple[str, str], bytes] = {}
+        self._openapi = OpenApi(inside.kinds)
+        self._calls: dict[str, Callable[[], Any]] = {
+            "/.well-known/openid-configuration": lambda: inside.tokens.openid_configuration(inside.base_url),
+            "/openid/v1/jwks": inside.tokens.jwks,
+        }
+
+    def _refresh(self) -> None:
+        """Makes the documents of discovery anew after a change of what is served."""
+        inside = self._inside
+        if self._generation == inside.kinds.generation:
+            return
+        self._documents = discovery.documents(inside.kinds, inside.base_url.removeprefix("https://"))
+        self._documents["/"] = encode.dumps({"paths": sorted(self._paths())})
         self._aggregated = {
             (path, version): encode.dumps(discovery.aggregated(inside.kinds, path == "/api", version))
             for path in _DISCOVERED
             for version in ("v2", "v2beta1")
         }
         self._openapi = OpenApi(inside.kinds)
-        self._documents["/"] = encode.dumps({"paths": sorted(self._paths())})
-        self._calls: dict[str, Callable[[], Any]] = {
-            "/.well-known/openid-configuration": lambda: inside.tokens.openid_configuration(inside.base_url),
-            "/openid/v1/jwks": inside.tokens.jwks,
-        }
+        self._generation = inside.kinds.generation
 
     def _paths(self) -> list[str]:
         own = ["/.well-known/openid-configuration", "/openid/v1/jwks", "/metrics", "/openapi/v2", "/openapi/v3"]
@@ -46,6 +56,7 @@ class Plain:
 
         :raises ApiError: NotFound
         """
+        self._refresh()
         path = exchange.info.path.rstrip("/") or "/"
         if exchange.info.verb not in ("get", "head"):
             raise not_allowed() if path in self._documents else unknown()

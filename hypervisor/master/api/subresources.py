@@ -81,7 +81,7 @@ async def review(exchange: Exchange) -> web.StreamResponse:
     resource = call.kind.resource
     obj |= {"apiVersion": resource.api_version, "kind": resource.kind}
     obj.setdefault("metadata", {})
-    fit.fit(call, inside.objects.schema.type_of(call.kind.schema), obj)
+    fit.fit(call, inside.objects.schema.of(call.kind), obj)
     obj.pop("status", None)
     return exchange.value(_reviewed(exchange, obj), 201, call)
 

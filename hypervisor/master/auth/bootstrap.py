@@ -47,6 +47,11 @@ _DISCOVERY = urls(
 _PUBLIC = urls("/healthz", "/livez", "/readyz", "/version", "/version/")
 _EVENTS = rule("create patch update", "core events.k8s.io", "events")
 
+_PROXIER = [
+    rule(_READ, "core", "services endpoints nodes"),
+    rule(_READ, "discovery.k8s.io", "endpointslices"),
+]
+
 _VIEW = [
     rule(
         _READ,
@@ -71,6 +76,7 @@ _EDIT = [
     rule("create", "core", "pods/eviction serviceaccounts/token"),
     rule(_WRITE, "core", "configmaps events secrets serviceaccounts services services/proxy"),
     rule(_WRITE, "apps", "daemonsets deployments deployments/rollback deployments/scale replicasets replicasets/scale"),
+    rule(_WRITE, "apps", "statefulsets statefulsets/scale"),
     rule(_WRITE, "batch", "cronjobs jobs"),
     rule(_WRITE, "policy", "poddisruptionbudgets"),
     rule(_ALL, "coordination.k8s.io", "leases"),
@@ -176,6 +182,7 @@ def cluster_roles() -> list[Object]:
             [urls("/.well-known/openid-configuration", "/.well-known/openid-configuration/", "/openid/v1/jwks")],
         ),
         _role("system:node", _NODE),
+        _role("system:node-proxier", _PROXIER),
         _role("system:node-bootstrapper", [rule("create get list watch", certificates, _CSRS)]),
         _role(
             "system:auth-delegator",
@@ -230,6 +237,8 @@ def cluster_role_bindings() -> list[Object]:
         _binding("system:kube-scheduler", users=["system:kube-scheduler"]),
         _binding("system:kube-controller-manager", users=["system:kube-controller-manager"]),
         _binding("system:node-bootstrapper", "system:bootstrappers"),
+        # A host is its own service proxy: what kube-proxy has an account for elsewhere, nodes may do here.
+        _binding("system:node-proxier", "system:nodes"),
         _binding(f"{client}:nodeclient", "system:bootstrappers"),
         _binding(f"{client}:selfnodeclient", "system:nodes"),
     ]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -48,12 +48,15 @@ T = TypeVar("T")
 class Context:
     """What controllers are given.
 
-    :ivar caches: one informer for each resource that any controller watches
+    :ivar caches: one informer for each resource that any controller watches; those of kinds that users define come and
+        go (`hypervisor.master.controllers.custom`)
+    :ivar queues: of controllers that run, by name
     """
 
     client: ApiClient
     events: EventRecorder
-    caches: Mapping[Resource, Informer]
+    caches: dict[Resource, Informer]
+    queues: dict[str, WorkQueue[Key]] = field(default_factory=dict)
 
     def cached(self, resource: Resource, namespace: str, name: str) -> Mapping[str, Any] | None:
         """The object as the cache has it; not to be changed."""
@@ -165,6 +168,7 @@ async def run_controllers(context: Context, controllers: Sequence[Controller]) -
 
 async def _run(context: Context, controller: Controller) -> None:
     queue = WorkQueue[Key]()
+    context.queues[controller.name] = queue
     for resource, keys in controller.watches.items():
         context.caches[resource].add_handler(_feeder(queue, keys))
     for resource in controller.watches:

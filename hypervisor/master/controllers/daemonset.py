@@ -6,8 +6,6 @@ that room is counted once. Source: Kubernetes, "DaemonSet" and "Perform a Rollin
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,19 +14,18 @@ from typing import Any
 from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.client import Object
-from hypervisor.kube.errors import ApiError
 from hypervisor.kube.meta import Key
-from hypervisor.kube.resources import CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS
+from hypervisor.kube.resources import DAEMON_SETS, NODES, PODS
 from hypervisor.master.controllers import pods as podctl
 from hypervisor.master.controllers.base import Context, Unseen, is_gone, own_key, owner_key, unless_gone
 from hypervisor.master.controllers.batch import slow_start
 from hypervisor.master.controllers.deployment.rollout import resolve
 from hypervisor.master.controllers.pods import Pod
+from hypervisor.master.controllers.revisions import HASH_LABEL, Revisions
 from hypervisor.master.scheduler.affinity import required_node_affinity
 from hypervisor.master.scheduler.filters import untolerated
 from hypervisor.master.scheduler.state import NodeState
 
-HASH_LABEL = "controller-revision-hash"
 GENERATION_LABEL = "pod-template-generation"
 _TOLERATED = (
     ("node.kubernetes.io/not-ready", "NoExecute"),
@@ -49,6 +46,7 @@ class DaemonSetController:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._unseen = Unseen()
+        self._revisions = Revisions(context, DAEMON_SETS)
         self.watches = {DAEMON_SETS: own_key, PODS: owner_key(DAEMON_SETS), NODES: self._all_keys}
         context.caches[PODS].add_handler(self._unseen.handler)
 
@@ -60,7 +58,7 @@ class DaemonSetController:
         daemon = self._context.cached(DAEMON_SETS, *key)
         if daemon is None or meta.is_deleting(daemon):
             return None
-        digest = await self._note_revision(daemon)
+        digest = await self._revisions.note(daemon)
         pods = self._unseen.overlay(meta.uid_of(daemon), self._context.owned(PODS, daemon))
         by_node: dict[str, list[Pod]] = defaultdict(list)
         for pod in pods:
@@ -143,60 +141,6 @@ class DaemonSetController:
             (old_good if good else old_broken).extend(outdated)
         room = max(0, allowed - unavailable)
         await self._delete(daemon, [*old_broken, *old_good[:room]])
-
-    async def _note_revision(self, daemon: Mapping[str, Any]) -> str:
-        """The template's hash; a ControllerRevision keeps the template, for `kubectl rollout history` and undo."""
-        data = {"spec": {"template": {**daemon["spec"]["template"], "$patch": "replace"}}}
-        digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
-        known = self._context.owned(CONTROLLER_REVISIONS, daemon)
-        mine = next((r for r in known if meta.labels_of(r).get(HASH_LABEL) == digest), None)
-        number = max((int(r.get("revision") or 0) for r in known if r is not mine), default=0) + 1
-        namespace = meta.key_of(daemon)[0]
-        if mine is None:
-            await self._make_revision(daemon, digest, data, number)
-        elif int(mine.get("revision") or 0) < number:
-            await self._context.client.patch(
-                CONTROLLER_REVISIONS, meta.key_of(mine)[1], namespace, {"revision": number}
-            )
-        await self._forget(daemon, [r for r in known if r is not mine], digest)
-        return digest
-
-    async def _make_revision(self, daemon: Mapping[str, Any], digest: str, data: Object, number: int) -> None:
-        namespace, name = meta.key_of(daemon)
-        labels = meta.get(daemon, "spec", "template", "metadata", "labels", default={})
-        revision = {
-            "apiVersion": "apps/v1",
-            "kind": "ControllerRevision",
-            "metadata": {
-                "name": f"{name}-{digest}",
-                "namespace": namespace,
-                "labels": {**labels, HASH_LABEL: digest},
-                "annotations": meta.get(daemon, "metadata", "annotations", default={}),
-                "ownerReferences": [meta.owner_reference(DAEMON_SETS, daemon)],
-            },
-            "data": data,
-            "revision": number,
-        }
-        try:
-            await self._context.client.create(CONTROLLER_REVISIONS, revision, namespace)
-        except ApiError as e:
-            if e.reason != "AlreadyExists":
-                raise
-
-    async def _forget(self, daemon: Mapping[str, Any], old: Sequence[Mapping[str, Any]], digest: str) -> None:
-        limit = int(meta.get(daemon, "spec", "revisionHistoryLimit", default=10))
-        in_use = {meta.labels_of(p).get(HASH_LABEL) for p in self._context.owned(PODS, daemon)} | {digest}
-        idle = sorted(
-            (r for r in old if meta.labels_of(r).get(HASH_LABEL) not in in_use),
-            key=lambda r: int(r.get("revision") or 0),
-        )
-        for revision in idle[: max(0, len(idle) - limit)]:
-            namespace, name = meta.key_of(revision)
-            try:
-                await self._context.client.delete(CONTROLLER_REVISIONS, name, namespace)
-            except HvError as e:
-                if not is_gone(e):
-                    raise
 
     # ---- what it tells -----------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from hypervisor.errors import HvError
 from hypervisor.kube import meta
 from hypervisor.kube.client import Propagation
 from hypervisor.kube.errors import ApiError
+from hypervisor.kube.informer import Handler
 from hypervisor.kube.meta import Key
 from hypervisor.kube.resources import Resource
 from hypervisor.master.controllers.base import Context, is_gone
@@ -52,17 +53,27 @@ class GarbageCollector:
         self._places: dict[str, Place] = {}
         self._dependents: dict[str, set[str]] = {}
         self._owners: dict[str, set[str]] = {}
-        self._kinds = {(r.api_version, r.kind): r for r in context.caches}
         self.watches: Mapping[Resource, Callable[[Mapping[str, Any]], Iterable[Key]]] = {
             resource: self._noting(resource) for resource in context.caches
         }
+
+    def noting(self, resource: Resource, put: Callable[[Key], None]) -> Handler:
+        """For the informer of one more resource: what it tells goes into the graph, and to work."""
+        keys = self._noting(resource)
+
+        def note(obj: Mapping[str, Any]) -> None:
+            for key in keys(obj):
+                put(key)
+
+        return Handler(added=note, updated=lambda _, new: note(new), deleted=note)
 
     # ---- the graph ---------------------------------------------------------------------------------------------------
 
     def _noting(self, resource: Resource) -> Callable[[Mapping[str, Any]], Iterable[Key]]:
         def keys(obj: Mapping[str, Any]) -> Iterable[Key]:
             uid, key = meta.uid_of(obj), meta.key_of(obj)
-            there = self._context.caches[resource].store.get(key)
+            cache = self._context.caches.get(resource)
+            there = cache.store.get(key) if cache else None
             if there is None or meta.uid_of(there) != uid:
                 return self._note_gone(uid)
             return self._note(uid, Place(resource, key), there)
@@ -95,7 +106,8 @@ class GarbageCollector:
 
     def _object(self, uid: str) -> Mapping[str, Any] | None:
         place = self._places.get(uid)
-        obj = self._context.caches[place.resource].store.get(place.key) if place else None
+        cache = self._context.caches.get(place.resource) if place else None
+        obj = cache.store.get(place.key) if place and cache else None
         return obj if obj is not None and meta.uid_of(obj) == uid else None
 
     # ---- one object --------------------------------------------------------------------------------------------------
@@ -139,7 +151,7 @@ class GarbageCollector:
         return "there"
 
     async def _ask(self, owner: Mapping[str, Any], namespace: str) -> Mapping[str, Any] | str:
-        resource = self._kinds.get((str(owner.get("apiVersion")), str(owner.get("kind"))))
+        resource = self._resource(str(owner.get("apiVersion")), str(owner.get("kind")))
         if resource is None:
             return "unknown"
         try:
@@ -150,6 +162,13 @@ class GarbageCollector:
                 return "gone"
             raise
         return found if meta.uid_of(found) == owner.get("uid") else "gone"
+
+    def _resource(self, api_version: str, kind: str) -> Resource | None:
+        group, _, version = api_version.rpartition("/")
+        of_kind = [r for r in self._context.caches if (r.group, r.kind) == (group, kind)]
+        # A version in which objects are not stored is as good a way to them.
+        exact = [r for r in of_kind if r.version == version]
+        return next(iter(exact or of_kind), None)
 
     async def _foreground(self, uid: str, obj: Mapping[str, Any], place: Place) -> None:
         blocking = 0

@@ -40,7 +40,7 @@ class NamespaceController:
     async def _empty(self, name: str) -> dict[str, int]:
         """Deletes what is there; gives what is still there, by kind."""
         left: dict[str, int] = {}
-        kinds = [r for r in self._context.caches if r.namespaced]
+        kinds = [r for r in tuple(self._context.caches) if r.namespaced]
         for resource in sorted(kinds, key=lambda r: r == PODS):  # owners before their pods: nothing is made anew
             # The API server is asked, not the cache: a namespace may only go when it is empty indeed.
             found = (await self._context.client.list(resource, name)).items

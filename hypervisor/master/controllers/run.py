@@ -12,6 +12,8 @@ from hypervisor.kube.resources import (
     CLUSTER_ROLES,
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
+    CRDS,
+    CRON_JOBS,
     DAEMON_SETS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
@@ -25,12 +27,15 @@ from hypervisor.kube.resources import (
     SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
+    STATEFUL_SETS,
     Resource,
 )
 from hypervisor.master.controllers.accounts import AccountsController
 from hypervisor.master.controllers.aggregation import AggregationController
 from hypervisor.master.controllers.base import Context, Controller, indexers, run_controllers
 from hypervisor.master.controllers.budgets import BudgetController
+from hypervisor.master.controllers.cronjob import CronJobController
+from hypervisor.master.controllers.custom import CustomKindsController
 from hypervisor.master.controllers.daemonset import DaemonSetController
 from hypervisor.master.controllers.deployment.controller import DeploymentController
 from hypervisor.master.controllers.endpoints import EndpointsController
@@ -41,6 +46,7 @@ from hypervisor.master.controllers.nodelifecycle import GRACE_S, NodeLifecycleCo
 from hypervisor.master.controllers.podcidr import PodCidrController
 from hypervisor.master.controllers.podgc import PodCollector
 from hypervisor.master.controllers.replicaset import ReplicaSetController
+from hypervisor.master.controllers.statefulset import StatefulSetController
 from hypervisor.master.controllers.tokens import TokenCleaner
 from hypervisor.master.network.ranges import Network
 from hypervisor.master.scheduler.run import run_scheduler
@@ -49,6 +55,8 @@ WATCHED = (
     CLUSTER_ROLES,
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
+    CRDS,
+    CRON_JOBS,
     DAEMON_SETS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
@@ -62,6 +70,7 @@ WATCHED = (
     SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
+    STATEFUL_SETS,
 )
 """Resources that some controller asks about."""
 
@@ -89,10 +98,17 @@ async def run_control_loops(
     async with asyncio.TaskGroup() as group:
         group.create_task(scheduling.run(), name="events of the scheduler")
         group.create_task(managing.run(), name="events of the controllers")
-        controllers = [*_controllers(context, ca_pem, node_grace_s), PodCidrController(context, pod_networks), *more]
+        collector = GarbageCollector(context)
+        controllers = [
+            *_controllers(context, ca_pem, node_grace_s),
+            PodCidrController(context, pod_networks),
+            collector,
+            CustomKindsController(context, collector, group),
+            *more,
+        ]
         group.create_task(run_controllers(context, controllers), name="controllers")
         group.create_task(run_scheduler(client, scheduling, caches), name="scheduler")
-        for cache in caches.values():
+        for cache in tuple(caches.values()):
             group.create_task(cache.run(), name=f"cache {cache.resource.qualified}")
 
 
@@ -101,7 +117,9 @@ def _controllers(context: Context, ca_pem: str, node_grace_s: float) -> list[Con
         ReplicaSetController(context),
         DeploymentController(context),
         DaemonSetController(context),
+        StatefulSetController(context),
         JobController(context),
+        CronJobController(context),
         EndpointsController(context),
         NamespaceController(context),
         AccountsController(context, ca_pem),
@@ -109,6 +127,5 @@ def _controllers(context: Context, ca_pem: str, node_grace_s: float) -> list[Con
         BudgetController(context),
         AggregationController(context),
         TokenCleaner(context),
-        GarbageCollector(context),
         PodCollector(context),
     ]

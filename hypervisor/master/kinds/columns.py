@@ -190,6 +190,21 @@ DAEMON_SET = (
     AGE,
     *template_columns(by_selector),
 )
+STATEFUL_SET = (
+    NAME,
+    Column("Ready", lambda s: f"{dig(s, 'status.readyReplicas', 0)}/{dig(s, 'spec.replicas', 0)}"),
+    AGE,
+    *template_columns(by_selector)[:2],
+)
+CRON_JOB = (
+    NAME,
+    text("Schedule", "spec.schedule"),
+    text("Timezone", "spec.timeZone", NONE),
+    Column("Suspend", lambda c: str(dig(c, "spec.suspend", False))),
+    Column("Active", lambda c: len(dig(c, "status.active", ())), type="integer"),
+    Column("Last Schedule", lambda c: since(dig(c, "status.lastScheduleTime"), NONE)),
+    AGE,
+)
 JOB = (
     NAME,
     Column("Status", job_status),

@@ -9,6 +9,7 @@ from typing import Any
 from hypervisor.kube.errors import Cause
 from hypervisor.kube.resources import Resource
 from hypervisor.master.kinds.rules import dns_subdomain
+from hypervisor.master.schema.types import Struct
 
 Object = dict[str, Any]
 
@@ -71,6 +72,10 @@ class Kind:
     :ivar prepare_create: in place, before defaults: what a new object of this kind begins with (a Pod's phase)
     :ivar stored: False: a review that is answered and not kept
     :ivar scale: where its subresource ``scale`` finds what it shows
+    :ivar struct: the type of a kind that a user has defined; its schema is no published one
+    :ivar read: brings what is stored to the form of today's schema
+    :ivar openapi: the schema, as its author wrote it
+    :ivar served: False: clients do not see it; it is there to keep the objects of other versions
     :ivar kept_as: another kind's resource, whose objects these are in another form (events.k8s.io's Event is the core
         one); `to_kept` and `from_kept` turn one form into the other
     """
@@ -95,6 +100,10 @@ class Kind:
     to_kept: Callable[[Mapping[str, Any]], Object] = dict
     from_kept: Callable[[Mapping[str, Any]], Object] = dict
     scale: ScalePaths = field(default_factory=ScalePaths)
+    struct: Struct | None = None
+    read: Callable[[Mapping[str, Any]], Object] | None = None
+    openapi: Mapping[str, Any] | None = None
+    served: bool = True
 
     @property
     def has_status(self) -> bool:

@@ -204,7 +204,7 @@ def metadata(meta: View, rule: NameRule, path: str = "metadata") -> Causes:
     for index, finalizer in enumerate(meta.get("finalizers") or ()):
         if why := label_key_error(finalizer):
             yield invalid(f"{path}.finalizers[{index}]", finalizer, why)
-        elif "/" not in finalizer and finalizer not in ("orphan", "foregroundDeletion", "kubernetes"):
+        elif not {"/", "."} & set(finalizer) and finalizer not in ("orphan", "foregroundDeletion", "kubernetes"):
             yield invalid(
                 f"{path}.finalizers[{index}]",
                 finalizer,

@@ -84,15 +84,15 @@ def _labels(obj: Mapping[str, Any]) -> dict[str, Any]:
 def check(kind: Kind, obj: Mapping[str, Any]) -> list[Cause]:
     """Everything wrong with a new object; empty when it may be stored."""
     found = [*_metadata(kind, obj), *kind.validate(obj)]
-    return _distinct([*found, *missing(obj, Schema.load().type_of(kind.schema))])
+    return _distinct([*found, *missing(obj, Schema.load().of(kind))])
 
 
 def check_update(kind: Kind, new: Mapping[str, Any], old: Mapping[str, Any], subresource: str = "") -> list[Cause]:
     """Everything wrong with a change; empty when it may be stored. What did not change is not looked at again."""
     found: list[Cause] = []
-    if _rest(new) != _rest(old):
+    if _rest(kind, new) != _rest(kind, old):
         found += kind.validate(new)
-        found += missing(new, Schema.load().type_of(kind.schema))
+        found += missing(new, Schema.load().of(kind))
     if new.get("metadata") != old.get("metadata"):
         found += _metadata(kind, new)
     if not subresource or subresource in ("status", "approval"):
@@ -100,9 +100,10 @@ def check_update(kind: Kind, new: Mapping[str, Any], old: Mapping[str, Any], sub
     return _distinct(found)
 
 
-def _rest(obj: Mapping[str, Any]) -> dict[str, Any]:
+def _rest(kind: Kind, obj: Mapping[str, Any]) -> dict[str, Any]:
     """An object without what its kind's rules do not look at."""
-    skipped = ("metadata",) if obj.get("kind") in ("Node", "CertificateSigningRequest") else ("metadata", "status")
+    all_of_it = kind.struct is not None or kind.resource.kind in ("Node", "CertificateSigningRequest")
+    skipped = ("metadata",) if all_of_it else ("metadata", "status")
     return {key: value for key, value in obj.items() if key not in skipped}
 
 

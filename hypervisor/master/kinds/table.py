@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from hypervisor.kube import resources
 from hypervisor.kube.resources import Resource
+from hypervisor.master.custom import rules as definition_rules
+from hypervisor.master.custom.definition import priority as version_priority
 from hypervisor.master.kinds import (
     columns,
     core_rules,
@@ -238,6 +240,19 @@ WORKLOADS = (
         validate_update=workload_rules.same_selector,
     ),
     Kind(
+        resources.STATEFUL_SETS,
+        "statefulset",
+        _APPS + "StatefulSet",
+        short_names=("sts",),
+        categories=("all",),
+        subresources=("scale", "status"),
+        columns=columns.STATEFUL_SET,
+        name_error=rules.dns_label,
+        default=workload_defaults.stateful_set,
+        validate=workload_rules.stateful_set,
+        validate_update=workload_rules.stateful_set_update,
+    ),
+    Kind(
         resources.CONTROLLER_REVISIONS,
         "controllerrevision",
         _APPS + "ControllerRevision",
@@ -245,6 +260,17 @@ WORKLOADS = (
         generation=False,
         validate=workload_rules.controller_revision,
         validate_update=workload_rules.revision_update,
+    ),
+    Kind(
+        resources.CRON_JOBS,
+        "cronjob",
+        "io.k8s.api.batch.v1.CronJob",
+        short_names=("cj",),
+        categories=("all",),
+        subresources=("status",),
+        columns=columns.CRON_JOB,
+        default=workload_defaults.cron_job,
+        validate=workload_rules.cron_job,
     ),
     Kind(
         resources.JOBS,
@@ -353,6 +379,21 @@ CLUSTER = (
         validate_update=core_rules.binding_update,
     ),
 )
+EXTENSIONS = (
+    Kind(
+        resources.CRDS,
+        "customresourcedefinition",
+        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+        short_names=("crd", "crds"),
+        categories=("api-extensions",),
+        subresources=("status",),
+        columns=PLAIN,
+        default=definition_rules.default,
+        prepare_create=definition_rules.new,
+        validate=definition_rules.check,
+        validate_update=definition_rules.check_update,
+    ),
+)
 REVIEWS = (
     _review(resources.TOKEN_REVIEWS, "authentication"),
     _review(resources.SELF_SUBJECT_REVIEWS, "authentication"),
@@ -364,12 +405,40 @@ REVIEWS = (
 
 
 class Kinds:
-    """Kinds by their names. Never changed once made."""
+    """Kinds by their names. Users' own are put in and dropped while a server runs; for one event loop then.
+
+    :ivar generation: grows with each change
+    :ivar routes: what is served, by group and version, then by plural
+    :ivar fixed_groups: groups of the kinds that it was made with
+    """
 
     def __init__(self, rows: Iterable[Kind]) -> None:
-        self._rows = tuple(rows)
-        self._by_plural = {(k.resource.group, k.resource.version, k.resource.plural): k for k in self._rows}
+        self._fixed = tuple(rows)
+        self._custom: dict[str, tuple[Kind, ...]] = {}
+        self.fixed_groups = frozenset(k.resource.group for k in self._fixed)
+        self.generation = 0
+        self.routes: dict[tuple[str, str], dict[str, Kind]] = {}
+        self._index()
+
+    def _index(self) -> None:
+        everything = (*self._fixed, *(k for name in sorted(self._custom) for k in self._custom[name]))
+        self._rows = tuple(k for k in everything if k.served)
+        self._by_plural = {(k.resource.group, k.resource.version, k.resource.plural): k for k in everything}
         self._by_kind = {(k.resource.group, k.resource.version, k.resource.kind): k for k in self._rows}
+        self.routes = {}
+        for kind in self._rows:
+            self.routes.setdefault((kind.resource.group, kind.resource.version), {})[kind.resource.plural] = kind
+        self.generation += 1
+
+    def put(self, owner: str, rows: Iterable[Kind]) -> None:
+        """The rows that a definition makes, in place of those that it made before."""
+        self._custom[owner] = tuple(rows)
+        self._index()
+
+    def drop(self, owner: str) -> None:
+        """A definition makes rows no longer."""
+        if self._custom.pop(owner, None) is not None:
+            self._index()
 
     def __iter__(self) -> Iterator[Kind]:
         return iter(self._rows)
@@ -393,16 +462,16 @@ class Kinds:
         return self._by_plural[resource.group, resource.version, resource.plural]
 
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """The served groups, the core group first, each with its versions."""
-        found: dict[str, dict[str, None]] = {}
+        """The served groups, the core group first, each with its versions as clients prefer them."""
+        found: dict[str, set[str]] = {}
         for kind in self._rows:
-            found.setdefault(kind.resource.group, {})[kind.resource.version] = None
-        return {group: tuple(found[group]) for group in sorted(found)}
+            found.setdefault(kind.resource.group, set()).add(kind.resource.version)
+        return {group: tuple(sorted(found[group], key=version_priority)) for group in sorted(found)}
 
     def in_group(self, group: str, version: str) -> tuple[Kind, ...]:
         """The kinds of one group and version."""
         return tuple(k for k in self._rows if (k.resource.group, k.resource.version) == (group, version))
 
 
-KINDS = Kinds((*CORE, *WORKLOADS, *CLUSTER, *REVIEWS))
+KINDS = Kinds((*CORE, *WORKLOADS, *CLUSTER, *EXTENSIONS, *REVIEWS))
 """Every kind that the master serves."""

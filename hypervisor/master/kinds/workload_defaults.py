@@ -11,6 +11,18 @@ from hypervisor.master.kinds.pod_defaults import template
 REPLICA_SET: Table = {"replicas": 1}
 DEPLOYMENT: Table = {"replicas": 1, "revisionHistoryLimit": 10, "progressDeadlineSeconds": 600}
 DAEMON_SET: Table = {"revisionHistoryLimit": 10}
+STATEFUL_SET: Table = {
+    "replicas": 1,
+    "podManagementPolicy": "OrderedReady",
+    "revisionHistoryLimit": 10,
+    "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+}
+CRON_JOB: Table = {
+    "concurrencyPolicy": "Allow",
+    "suspend": False,
+    "successfulJobsHistoryLimit": 3,
+    "failedJobsHistoryLimit": 1,
+}
 JOB: Table = {"parallelism": 1, "backoffLimit": 6, "completionMode": "NonIndexed", "suspend": False}
 DEPLOYMENT_UPDATE: Table = {"maxSurge": "25%", "maxUnavailable": "25%"}
 DAEMON_SET_UPDATE: Table = {"maxSurge": 0, "maxUnavailable": 1}
@@ -54,6 +66,24 @@ def daemon_set(obj: Object) -> None:
     fill(spec, DAEMON_SET)
     _rolling(spec.setdefault("updateStrategy", {}), DAEMON_SET_UPDATE)
     template(spec)
+
+
+def stateful_set(obj: Object) -> None:
+    """Defaults of a StatefulSet."""
+    spec = obj.setdefault("spec", {})
+    fill(spec, STATEFUL_SET)
+    _rolling(spec.setdefault("updateStrategy", {}), {"partition": 0})
+    template(spec)
+    _template_labels(obj)
+
+
+def cron_job(obj: Object) -> None:
+    """Defaults of a CronJob; its Jobs get their own when they are made."""
+    spec = obj.setdefault("spec", {})
+    fill(spec, CRON_JOB)
+    made = spec.get("jobTemplate")
+    if isinstance(made, dict) and isinstance(made.get("spec"), dict):
+        template(made["spec"])
 
 
 def job(obj: Object) -> None:

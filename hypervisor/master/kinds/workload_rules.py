@@ -6,7 +6,10 @@ Source: Kubernetes API reference, apps/v1, batch/v1 and policy/v1; wording as up
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from hypervisor.master.kinds.pod_rules import template
 from hypervisor.master.kinds.rules import (
@@ -21,7 +24,10 @@ from hypervisor.master.kinds.rules import (
     unchanged,
     unsupported,
 )
+from hypervisor.master.kinds.schedule import Schedule
 
+_CRON_NAME_MAX = 52
+"""A Job's name is that, a dash and ten digits."""
 _PERCENT = re.compile(r"[0-9]{1,9}%")
 
 
@@ -134,6 +140,37 @@ def daemon_set(obj: View) -> Causes:
         yield from _rolling("spec.updateStrategy.rollingUpdate", rolling, both_zero=False)
 
 
+def stateful_set(obj: View) -> Causes:
+    """A StatefulSet. Claims of volumes would wait for a provisioner that there is not."""
+    spec = _spec(obj)
+    for name in ("replicas", "minReadySeconds", "revisionHistoryLimit"):
+        yield from at_least(f"spec.{name}", spec.get(name))
+    yield from _selects(spec)
+    yield from template("spec.template", spec.get("template"))
+    yield from _restarts(spec, ("Always",))
+    yield from one_of("spec.podManagementPolicy", spec.get("podManagementPolicy"), ("OrderedReady", "Parallel"))
+    strategy = spec.get("updateStrategy") or {}
+    yield from one_of("spec.updateStrategy.type", strategy.get("type"), ("OnDelete", "RollingUpdate"))
+    partition = (strategy.get("rollingUpdate") or {}).get("partition")
+    yield from at_least("spec.updateStrategy.rollingUpdate.partition", partition)
+    if spec.get("volumeClaimTemplates"):
+        why = "volumes of storage providers are not served; use emptyDir, or leave it out"
+        yield forbidden("spec.volumeClaimTemplates", why)
+
+
+def stateful_set_update(new: View, old: View) -> Causes:
+    """A StatefulSet: what makes its identities stays."""
+    changing = {"replicas", "ordinals", "template", "updateStrategy", "minReadySeconds", "revisionHistoryLimit"}
+    changing.add("persistentVolumeClaimRetentionPolicy")
+    after, before = _spec(new), _spec(old)
+    if any(after.get(key) != before.get(key) for key in {*after, *before} - changing):
+        why = (
+            "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', "
+            "'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"
+        )
+        yield forbidden("spec", why)
+
+
 def job(obj: View) -> Causes:
     """A Job."""
     spec = _spec(obj)
@@ -151,6 +188,35 @@ def job(obj: View) -> Causes:
     policy = ((spec.get("template") or {}).get("spec") or {}).get("restartPolicy")
     if policy == "Always":
         yield required("spec.template.spec.restartPolicy", 'valid values: "OnFailure", "Never"')
+
+
+def cron_job(obj: View) -> Causes:
+    """A CronJob."""
+    spec = _spec(obj)
+    schedule, zone = str(spec.get("schedule") or ""), str(spec.get("timeZone") or "")
+    if not schedule:
+        yield required("spec.schedule")
+    elif "TZ" in schedule:
+        yield invalid("spec.schedule", schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead")
+    else:
+        yield from _parsed("spec.schedule", schedule, Schedule.parse)
+    if zone:
+        yield from _parsed("spec.timeZone", zone, ZoneInfo)
+    yield from one_of("spec.concurrencyPolicy", spec.get("concurrencyPolicy"), ("Allow", "Forbid", "Replace"))
+    for name in ("startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"):
+        yield from at_least(f"spec.{name}", spec.get(name))
+    if len((obj.get("metadata") or {}).get("name") or "") > _CRON_NAME_MAX:
+        yield invalid("metadata.name", obj["metadata"]["name"], f"must be no more than {_CRON_NAME_MAX} characters")
+    template_spec = ((spec.get("jobTemplate") or {}).get("spec")) or {}
+    for cause in job({"spec": {"completionMode": "NonIndexed", **template_spec}}):
+        yield replace(cause, field=cause.field.replace("spec", "spec.jobTemplate.spec", 1))
+
+
+def _parsed(path: str, value: str, parse: Callable[[str], object]) -> Causes:
+    try:
+        parse(value)
+    except (ValueError, OSError, KeyError) as error:  # ZoneInfo has all three for what is no zone
+        yield invalid(path, value, str(error) or "unknown")
 
 
 def disruption_budget(obj: View) -> Causes:

@@ -138,6 +138,8 @@ def _stamp(kind: Kind, value: bytes, revision: int) -> tuple[bytes, Object]:
     )
     version = b'"resourceVersion":"%d"' % revision
     decoded: Object = orjson.loads(value)
+    if kind.read is not None:
+        value, decoded = _shaped(kind, decoded)
     if value.startswith(head) and "resourceVersion" not in decoded["metadata"]:
         comma = b"" if value.startswith(b"}", len(head)) else b","
         body = b"".join((head, version, comma, value[len(head) :]))
@@ -146,6 +148,12 @@ def _stamp(kind: Kind, value: bytes, revision: int) -> tuple[bytes, Object]:
         decoded = orjson.loads(body)
     decoded["metadata"]["resourceVersion"] = str(revision)
     return body, decoded
+
+
+def _shaped(kind: Kind, stored: Object) -> tuple[bytes, Object]:
+    shaped = kind.read(stored) if kind.read is not None else stored
+    shaped["metadata"].pop("resourceVersion", None)
+    return encode(kind, shaped), shaped
 
 
 def _fields(kind: Kind, obj: Object) -> Mapping[str, str]:

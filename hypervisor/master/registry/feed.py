@@ -49,6 +49,8 @@ class Feed:
         self._caches: dict[Name, KindCache] = {}
         self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._joining: tuple[Name, list[Change]] | None = None
+        self._joining_lock = asyncio.Lock()
         self.revision = 0
         self.generation = 0
 
@@ -67,8 +69,50 @@ class Feed:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def cache(self, kind: Kind) -> KindCache:
-        """The cache of a kind."""
-        return self._caches[kind.resource.group, kind.resource.plural]
+        """The cache of a kind.
+
+        :raises ApiError: NotFound: the kind is served no more
+        """
+        found = self._caches.get((kind.resource.group, kind.resource.plural))
+        if found is None:
+            raise ApiError("NotFound", "the server could not find the requested resource")
+        return found
+
+    async def put(self, kind: Kind) -> None:
+        """Reads the objects of one more kind, or anew those of a changed one, whose listeners are sent away."""
+        name = (kind.resource.group, kind.resource.plural)
+        async with self._joining_lock:
+            self._joining = (name, [])
+            try:
+                cache = await self._read_one(kind)
+                for change in self._joining[1]:
+                    if change.item.modified > cache.changed:
+                        self._apply_one(cache, change)
+            finally:
+                self._joining = None
+            self._kinds[name] = kind
+            old, self._caches[name] = self._caches.get(name), cache
+        _end(old)
+
+    def drop(self, kind: Kind) -> None:
+        """The kind is kept in memory no longer; what is stored stays."""
+        name = (kind.resource.group, kind.resource.plural)
+        self._kinds.pop(name, None)
+        _end(self._caches.pop(name, None))
+
+    async def _read_one(self, kind: Kind) -> KindCache:
+        """All objects of a kind at one revision; changes after it are collected meanwhile."""
+        prefix = prefix_of(kind)
+        page = await self._store.range(prefix, limit=PAGE)
+        cache = KindCache(kind, page.revision)
+        while True:
+            for item in page.items:
+                with _unreadable_is_logged(item):
+                    cache.load(_split(item.key)[1], item)
+            if not page.more:
+                await self.reach(page.revision)
+                return cache
+            page = await self._store.range(prefix, limit=PAGE, after=page.items[-1].key, revision=page.revision)
 
     async def newest(self) -> None:
         """Waits until the caches have everything that was acknowledged before the call."""
@@ -130,8 +174,7 @@ class Feed:
         self.generation += 1
         self._advance(at)
         for cache in old.values():
-            for listener in tuple(cache.listeners):
-                listener.end()
+            _end(cache)
 
     async def _load(self, revision: int) -> tuple[dict[Name, KindCache], int]:
         """All objects at one revision; :raises Compacted: the store has lost it, perhaps meanwhile."""
@@ -149,18 +192,29 @@ class Feed:
 
     def _apply(self, batch: Sequence[Change]) -> None:
         for change in batch:
-            name, key = _split(change.item.key)
+            name, _ = _split(change.item.key)
+            if self._joining is not None and self._joining[0] == name:
+                self._joining[1].append(change)
             cache = self._caches.get(name)
             if cache is not None:
-                with _unreadable_is_logged(change.item):
-                    cache.apply(key, change)
+                self._apply_one(cache, change)
         self._advance(batch[-1].item.modified)
+
+    @staticmethod
+    def _apply_one(cache: KindCache, change: Change) -> None:
+        with _unreadable_is_logged(change.item):
+            cache.apply(_split(change.item.key)[1], change)
 
     def _advance(self, revision: int) -> None:
         self.revision = revision
         for wanted, future in self._waiting:
             if wanted <= revision and not future.done():
                 future.set_result(None)
+
+
+def _end(cache: KindCache | None) -> None:
+    for listener in tuple(cache.listeners) if cache is not None else ():
+        listener.end()
 
 
 def _split(key: str) -> tuple[Name, str]:

@@ -67,6 +67,14 @@ class Registry:
         """Everything up to this one is in memory."""
         return self._feed.revision
 
+    async def put_kind(self, kind: Kind) -> None:
+        """Keeps one more kind from now on, or a changed one in its new form (whose watchers have to list again)."""
+        await self._feed.put(kind)
+
+    def drop_kind(self, kind: Kind) -> None:
+        """Keeps a kind no longer."""
+        self._feed.drop(kind)
+
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     async def entry(self, kind: Kind, namespace: str, name: str, *, resource_version: str = "") -> Entry:

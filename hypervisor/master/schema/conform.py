@@ -80,6 +80,8 @@ def _struct(value: dict[str, Any], struct: Struct, path: str, report: Report, de
     fields = struct.fields
     for key in list(value):
         kind = fields.get(key)
+        if kind is None and struct.preserve:
+            continue
         if kind is None:
             report.unknown.append(field_path(path, key))
             del value[key]

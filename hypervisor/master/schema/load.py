@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from hypervisor.kube.published import newest
 from hypervisor.master.schema.types import AnyValue, ListOf, MapOf, Scalar, Struct, Type
@@ -25,6 +25,18 @@ _SPECIAL: dict[str, Type] = {
 }
 # References that merge field by field though their definition is atomic: the schema says so beside the reference.
 _GRANULAR = "granular"
+
+
+class Described(Protocol):
+    """A kind, as far as its type goes."""
+
+    @property
+    def schema(self) -> str:
+        """The name of its definition."""
+
+    @property
+    def struct(self) -> Struct | None:
+        """Its type, where that is no published one."""
 
 
 def definitions() -> dict[str, dict[str, Any]]:
@@ -64,6 +76,10 @@ class Schema:
         if not isinstance(made, Struct):
             raise KeyError(name)
         return made
+
+    def of(self, kind: Described) -> Struct:
+        """The type of a kind's objects."""
+        return kind.struct or self.type_of(kind.schema)
 
     def preload(self, *names: str) -> None:
         """Make the types of `names` and all they reach, then let the source go."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hypervisor.kube.published import newest
+from hypervisor.master.custom.openapi import definitions_of
 from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.schema.load import META, definitions, referred
 
@@ -33,6 +34,8 @@ _PATCHES = (
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
 )
+_STRATEGIC = "application/strategic-merge-patch"
+"""Not for kinds that users define: their schema has no merge keys."""
 _QUERY = {
     "pretty": "If 'true', then the output is pretty printed.",
     "dryRun": "When present, indicates that modifications should not be persisted.",
@@ -105,7 +108,7 @@ class Documents:
 
     def hash(self, path: str) -> str:
         """Of what the document at `path` is made from."""
-        made_of = [newest()[0], path, *(f"{k.resource}{k.verbs}{k.subresources}" for k in self._of(path))]
+        made_of = [newest()[0], path, *(f"{k.resource}{k.verbs}{k.subresources}{k.openapi}" for k in self._of(path))]
         return hashlib.sha512("\n".join(made_of).encode()).hexdigest().upper()
 
     def v3(self, path: str) -> bytes | None:
@@ -208,6 +211,8 @@ def _ref(name: str, v3: bool) -> str:
 
 def _definitions(kinds: Iterable[Kind], *, v3: bool) -> Json:
     source, listed = definitions(), tuple(kinds)
+    for kind in listed:
+        source |= definitions_of(kind, v3=v3) if kind.struct is not None else {}
     served = frozenset((kind.resource.group, kind.resource.version) for kind in listed)
     return {name: _definition(name, source[name], served, v3=v3) for name in _reached(listed, source)}
 
@@ -295,15 +300,16 @@ def _operation(kind: Kind, action: str, query: Iterable[str], below: str, v3: bo
             for name in query
         ],
     }
-    bodies = _bodies(action, schema, answer, v3)
+    patches = [p for p in _PATCHES if kind.struct is None or not p.startswith(_STRATEGIC)]
+    bodies = _bodies(action, schema, answer, v3, patches)
     made["parameters"] += bodies.pop("body", [])
     return made | bodies
 
 
-def _bodies(action: str, schema: str, answer: str, v3: bool) -> Json:
+def _bodies(action: str, schema: str, answer: str, v3: bool, patches: Iterable[str]) -> Json:
     """What goes in and what comes out of an operation."""
     sent = {"patch": META + "Patch", "post": schema, "put": schema, "delete": META + "DeleteOptions"}.get(action)
-    media = _PATCHES if action == "patch" else ("application/json", "application/yaml")
+    media = patches if action == "patch" else ("application/json", "application/yaml")
     known = {"type": "object"} if action == "patch" else {"$ref": _ref(sent or "", v3)}
     target = {"$ref": _ref(answer, v3)}
     if v3:

@@ -69,12 +69,14 @@ class Struct:
 
     :ivar name: of its definition, as ``io.k8s.api.core.v1.PodSpec``
     :ivar required: fields that the schema calls required
+    :ivar preserve: what is not in `fields` is kept as it is
     """
 
     name: str
     fields: Mapping[str, Type] = field(repr=False)
     required: tuple[str, ...] = ()
     atomic: bool = False
+    preserve: bool = False
 
     @property
     def short(self) -> str:

@@ -48,8 +48,15 @@ LEAST: dict[Resource, Callable[[], Obj]] = {
     resources.REPLICA_SETS: workload,
     resources.DEPLOYMENTS: workload,
     resources.DAEMON_SETS: workload,
+    resources.STATEFUL_SETS: workload,
     resources.CONTROLLER_REVISIONS: lambda: {"data": {"a": 1}, "revision": 1},
     resources.JOBS: lambda: {"spec": {"template": {"spec": pod_spec(restartPolicy="Never")}}},
+    resources.CRON_JOBS: lambda: {
+        "spec": {
+            "schedule": "* * * * *",
+            "jobTemplate": {"spec": {"template": {"spec": pod_spec(restartPolicy="Never")}}},
+        }
+    },
     resources.POD_DISRUPTION_BUDGETS: lambda: {"spec": {"minAvailable": 1}},
     resources.LEASES: lambda: {"spec": {"holderIdentity": "n", "leaseDurationSeconds": 40}},
     resources.ENDPOINT_SLICES: lambda: {"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]},
