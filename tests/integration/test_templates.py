@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,8 +15,11 @@ from typing import Any
 import pytest
 from conftest import Host, wait_for
 
+from hypervisor.vmm import trim
+
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.uffd]
 
+NUMBERS = b"".join(b"%d\n" % n for n in range(1, 3001))
 TELL = (
     "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | sha256sum; hostname; "
     "cat /etc/machine-id 2>/dev/null || echo none-$(hostname)"
@@ -145,6 +150,28 @@ def test_ram_that_cannot_be_served_ends_the_pod_and_says_so(host: Host, template
         host.hv("exec", "cut", "--", "sh", "-c", "head -c 64000000 /dev/urandom | sha256sum", check=False)
         wait_for(lambda: status(folder)["phase"] == "Failed", "the pod has failed", 20)
         assert "guest RAM" in status(folder)["message"]
+
+
+def test_translated_code_is_given_back_and_the_guest_goes_on(host: Host) -> None:
+    """Amid work, many times: what is thrown away is translated again, and nothing is computed wrongly."""
+    work = "i=0; while [ $i -lt 30 ]; do i=$((i+1)); seq 3000 | sort -n | md5sum; done | sort -u"
+    with running(host, "trimmed", "sleep", "1000") as folder, ThreadPoolExecutor(1) as pool:
+        qemu = json.loads((folder / "vm/processes.json").read_text())["qemu"]["pid"]
+        before = private_bytes(qemu)
+        os.kill(qemu, trim.SIGNAL)
+        wait_for(lambda: private_bytes(qemu) < before - 2 * trim.WORTH_BYTES, "the memory is given back", 20)
+        working = pool.submit(host.hv, "exec", "trimmed", "--", "sh", "-c", work)
+        for _ in range(20):
+            os.kill(qemu, trim.SIGNAL)
+            time.sleep(0.2)  # or it would do nothing but translate
+        assert working.result().stdout == hashlib.md5(NUMBERS).hexdigest().encode() + b"  -\n"
+        assert status(folder)["phase"] == "Running"
+
+
+def private_bytes(pid: int) -> int:
+    look = trim.Look.at(pid)
+    assert look is not None, "QEMU has ended"
+    return look.private_bytes
 
 
 def test_a_daemon_killed_amid_making_a_template_leaves_no_guest(fresh_host: Host) -> None:
