@@ -15,6 +15,7 @@ from hypervisor.controller.inspect import inspect
 from hypervisor.controller.manifest import MAX_GRACE_S, MAX_MANIFEST_BYTES
 from hypervisor.controller.pods import Pods, target_of
 from hypervisor.controller.podvm import PodVm
+from hypervisor.controller.trace import MAX_SECONDS, trace
 from hypervisor.errors import Conflict, InvalidInput, NotFound, Unavailable
 from hypervisor.introspect.agent import AgentClient, AgentStream
 
@@ -34,6 +35,7 @@ def add_pod_routes(app: web.Application, pods: Pods) -> None:
     app.router.add_post(f"{one}/stop", _stop)
     app.router.add_get(f"{one}/console", _console)
     app.router.add_get(f"{one}/inspect", _inspect)
+    app.router.add_get(f"{one}/trace", _trace)
     app.router.add_get(f"{one}/archive", _get_archive)
     app.router.add_put(f"{one}/archive", _put_archive)
 
@@ -49,6 +51,13 @@ async def _list(request: web.Request) -> web.Response:
 
 async def _inspect(request: web.Request) -> web.Response:
     return web.json_response(await inspect(_pod(request)))
+
+
+async def _trace(request: web.Request) -> web.Response:
+    seconds = number(request, "seconds", maximum=MAX_SECONDS)
+    return web.Response(
+        body=await trace(_pod(request), 1 if seconds is None else seconds), content_type="application/json"
+    )
 
 
 async def read_json(request: web.Request, limit: int) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from hypervisor.controller.podstatus import GUEST_ADDRESS
 from hypervisor.controller.spec import PodSpec
 
 
@@ -14,7 +13,6 @@ def pod_field(path: str, pod: PodSpec, uid: str) -> str:
     base, bracket, key = path.partition("['")
     if bracket:
         return dict(pod.labels if base == "metadata.labels" else pod.annotations).get(key.removesuffix("']"), "")
-    address = GUEST_ADDRESS if pod.network.mode == "user" else ""
     fields: dict[str, Callable[[], str]] = {
         "metadata.name": lambda: pod.name,
         "metadata.namespace": lambda: pod.namespace,
@@ -22,6 +20,8 @@ def pod_field(path: str, pod: PodSpec, uid: str) -> str:
         "spec.nodeName": lambda: pod.node_name or os.uname().nodename,
         "spec.serviceAccountName": lambda: pod.service_account or "default",
     }
-    if path in ("status.podIP", "status.podIPs"):
-        return address
+    if path == "status.podIP":
+        return next(iter(pod.network.addresses), "")
+    if path == "status.podIPs":
+        return ",".join(pod.network.addresses)
     return fields[path]() if path in fields else pod.host_address

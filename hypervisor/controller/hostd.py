@@ -40,8 +40,10 @@ from hypervisor.controller.services import Services, Times
 from hypervisor.controller.sizing import MemoryLedger
 from hypervisor.controller.static_pods import StaticPods
 from hypervisor.controller.vmhost import VmHost, open_vm_host
-from hypervisor.errors import Unavailable
+from hypervisor.errors import InvalidInput, Unavailable
 from hypervisor.images.store import ImageStore
+from hypervisor.net.devices import enable_forwarding
+from hypervisor.net.network import HostNetwork, parse_ranges
 from hypervisor.version import __version__
 from hypervisor.vmm.config import AcceleratorWish
 
@@ -60,6 +62,9 @@ class HostConfig:
     :ivar starts: VMs that may be starting at the same time
     :ivar warm: VMs that are kept ready for pods
     :ivar node: how it takes part in a cluster; None: it stands alone
+    :ivar pod_network: pods have addresses of their own, which the host routes; else QEMU's user-mode network
+    :ivar pod_cidrs: the host's ranges; empty: those that its Node is given
+    :ivar cluster_cidrs: ranges of other hosts' pods and of services
     """
 
     paths: HostPaths
@@ -70,14 +75,27 @@ class HostConfig:
     times: Times = field(default_factory=Times)
     node: NodeConfig | None = None
     warm: int = 0
+    pod_network: bool = False
+    pod_cidrs: tuple[str, ...] = ()
+    cluster_cidrs: tuple[str, ...] = ()
 
 
-def main(state_dir: str | os.PathLike[str] | None = None, node: NodeConfig | None = None, *, warm: int = 0) -> int:
+def main(
+    state_dir: str | os.PathLike[str] | None = None, node: NodeConfig | None = None, *, warm: int = 0,
+    pod_network: bool = False, pod_cidrs: tuple[str, ...] = (), cluster_cidrs: tuple[str, ...] = (),
+) -> int:  # fmt: skip
     """Runs a daemon in the foreground until a signal or ``hv host stop`` ends it.
 
     :raises HvError: it cannot run here; nothing was changed that the next start would not mend
     """
-    config = HostConfig(state_directory(Path(state_dir) if state_dir else None), node=node, warm=warm)
+    config = HostConfig(
+        state_directory(Path(state_dir) if state_dir else None), node=node, warm=warm,
+        pod_network=pod_network or bool(pod_cidrs), pod_cidrs=pod_cidrs, cluster_cidrs=cluster_cidrs,
+    )  # fmt: skip
+    if config.pod_network and node is None and not pod_cidrs:
+        raise InvalidInput("a host that is in no cluster needs --pod-cidr for its pod network")
+    if pod_cidrs:
+        parse_ranges(pod_cidrs, cluster_cidrs)
     if node is not None:
         check_node(node)
     asyncio.run(serve(config))
@@ -98,15 +116,37 @@ async def serve(config: HostConfig) -> None:
         log.info("hostd starts", version=__version__, pid=os.getpid(), state=str(paths.root))
         store = await ImageStore.open(paths.images)
         ledger = MemoryLedger()
-        async with open_vm_host(paths, config.accelerator, ledger, warm=config.warm) as machines:
+        network = HostNetwork(paths.network) if config.pod_network else None
+        if network is not None and config.pod_cidrs:
+            network.set_ranges(config.pod_cidrs, config.cluster_cidrs)
+        prefix = network.tap_prefix if network is not None else ""
+        async with open_vm_host(paths, config.accelerator, ledger, warm=config.warm, tap_prefix=prefix) as machines:
             found = machines.capabilities
             kvm = found.kvm_unusable or "usable"
             log.info("host", kvm=kvm, vsock=found.vsock, qemu=".".join(map(str, found.qemu_version)))
-            await _serve_pods(config, store, machines, ledger)
+            async with _networked(network):
+                await _serve_pods(config, store, machines, ledger, network)
         log.info("hostd has ended; its pods run on")
 
 
-async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost, ledger: MemoryLedger) -> None:
+@asynccontextmanager
+async def _networked(network: HostNetwork | None) -> AsyncIterator[None]:
+    """While it is open the kernel is kept as the pod network needs it."""
+    if network is None:
+        yield
+        return
+    enable_forwarding()
+    keeping = asyncio.create_task(network.run(), name="pod network")
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def _serve_pods(
+    config: HostConfig, store: ImageStore, machines: VmHost, ledger: MemoryLedger, network: HostNetwork | None
+) -> None:
     objects = ClusterObjects()
     services = Services(
         machines=machines,
@@ -115,6 +155,7 @@ async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost, l
         starts=asyncio.Semaphore(config.starts),
         times=config.times,
         objects=objects if config.node else HostObjects(),
+        network=network,
     )
     pods = Pods(config.paths, services)
     try:
@@ -123,7 +164,7 @@ async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost, l
         stopping = _Stopping()
         token = await asyncio.to_thread(hostfiles.token, config.paths)
         host = Host(token, str(config.paths.root), pods, static, store, stopping.ask)
-        async with _in_cluster(config, machines, pods, store, objects):
+        async with _in_cluster(config, machines, pods, store, objects, network):
             await _listen(config, make_app(host), static, stopping)
     finally:
         await pods.close()
@@ -131,8 +172,9 @@ async def _serve_pods(config: HostConfig, store: ImageStore, machines: VmHost, l
 
 @asynccontextmanager
 async def _in_cluster(
-    config: HostConfig, machines: VmHost, pods: Pods, store: ImageStore, objects: ClusterObjects
-) -> AsyncIterator[None]:
+    config: HostConfig, machines: VmHost, pods: Pods, store: ImageStore, objects: ClusterObjects,
+    network: HostNetwork | None,
+) -> AsyncIterator[None]:  # fmt: skip
     """While it is open this host is a node, where it is to be one."""
     if config.node is None:
         yield
@@ -140,7 +182,7 @@ async def _in_cluster(
     found = machines.capabilities
     runtime = f"podvisor://{__version__}"
     facts = Facts(found.choose_accelerator(config.accelerator), runtime, config.paths.root)
-    node = asyncio.create_task(run_node(config.node, facts, pods, store, objects), name="node")
+    node = asyncio.create_task(run_node(config.node, facts, pods, store, objects, network=network), name="node")
     try:
         yield
     finally:

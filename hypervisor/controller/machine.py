@@ -40,6 +40,10 @@ class Machine(Protocol):
     def address(self) -> VsockAddress:
         """Where its agent listens."""
 
+    @property
+    def tap(self) -> tuple[str, str] | None:
+        """The name of its tap and its MAC address, where it is on the pod network."""
+
     def disk_serial(self, image: Path) -> str:
         """By which serial the guest finds the disk of this image; of `VmRequest.images`.
 

@@ -72,6 +72,11 @@ class HostPaths:
         return self.root / "hostd.log"
 
     @property
+    def network(self) -> Path:
+        """Which pod has which addresses."""
+        return self.root / "network.json"
+
+    @property
     def manifests(self) -> Path:
         return self.root / "manifests"
 

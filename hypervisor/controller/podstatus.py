@@ -12,8 +12,8 @@ from hypervisor.controller.manifest import TIMING_ANNOTATION
 from hypervisor.controller.record import NS, ContainerRecord, Phase, PodRecord, Running, State, Terminated, Waiting
 from hypervisor.controller.spec import ContainerSpec, PodSpec, Resources, RestartPolicy
 
-GUEST_ADDRESS = "10.0.2.15"
-"""Every pod's address on QEMU's user-mode network; nothing else can reach it."""
+PENDING_INIT = "PodInitializing"
+"""Why containers of a pod with init containers wait that have not run yet, as kubelets say it."""
 
 
 def rfc3339(seconds: float) -> str:
@@ -83,8 +83,9 @@ def _status(spec: PodSpec, created: float, record: PodRecord) -> dict[str, Any]:
     }
     if record.init_containers:
         status["initContainerStatuses"] = [_container(spec, spec.container(c.name), c) for c in record.init_containers]
-    if record.vm_up and spec.network.mode == "user":
-        status |= {"podIP": GUEST_ADDRESS, "podIPs": [{"ip": GUEST_ADDRESS}]}
+    addresses = spec.network.addresses
+    if record.vm_up and addresses:
+        status |= {"podIP": addresses[0], "podIPs": [{"ip": address} for address in addresses]}
     if record.reason:
         status["reason"] = record.reason
     if record.message:
@@ -109,7 +110,8 @@ def _conditions(record: PodRecord, created: float) -> list[dict[str, Any]]:
     done = "PodCompleted" if record.phase == "Succeeded" else "ContainersNotReady"
     return [
         _condition("PodReadyToStartContainers", record.vm_up, "VmNotReady", record.vm_up_at or created),
-        _condition("Initialized", record.initialized, "ContainersNotInitialized", created),
+        _condition("Initialized", record.initialized, "ContainersNotInitialized", created)
+        | ({"reason": done} if record.phase == "Succeeded" else {}),
         _condition("Ready", record.ready, done, record.ready_at or created),
         _condition("ContainersReady", record.ready, done, record.ready_at or created),
         _condition("PodScheduled", True, "", created),
@@ -136,14 +138,15 @@ def _container(pod: PodSpec, spec: ContainerSpec, record: ContainerRecord) -> di
         "ready": record.ready or (init and isinstance(record.state, Terminated) and record.state.succeeded),
         "started": record.started,
         "restartCount": record.restarts,
-        "state": _state(record.state),
+        "state": _state(record.state, initializing=bool(pod.init_containers)),
         "lastState": _state(record.last) if record.last else {},
     }
 
 
-def _state(state: State) -> dict[str, Any]:
+def _state(state: State, *, initializing: bool = False) -> dict[str, Any]:
     match state:
         case Waiting(reason, message):
+            reason = PENDING_INIT if initializing and reason == Waiting().reason else reason
             return {"waiting": {"reason": reason} | ({"message": message} if message else {})}
         case Running(started_ns):
             return {"running": {"startedAt": rfc3339(started_ns / NS)}}

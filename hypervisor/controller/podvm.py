@@ -30,6 +30,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -46,7 +47,7 @@ from hypervisor.controller.podstatus import phase_of, pod_object
 from hypervisor.controller.pulls import pull_all
 from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running, State, Terminated, Waiting
 from hypervisor.controller.runtime_spec import container_arguments
-from hypervisor.controller.services import Services
+from hypervisor.controller.services import PodNetwork, Services
 from hypervisor.controller.sizing import vm_size
 from hypervisor.controller.spec import ContainerSpec, PodSpec
 from hypervisor.controller.store import StoredPod
@@ -167,11 +168,13 @@ class PodVm:
     async def _take_over(self) -> None:
         """Finds the VM that an earlier daemon started."""
         record = self._journal.record
+        self._address(self._network.addresses(self.stored.uid) if self._network else ())
         machine = await self._adopt()
         if machine is not None and (record.vm_up or record.terminal):
             self._services.ledger.hold(self.stored.uid, self.size)
             self._services.ledger.measure(self.stored.uid, machine.memory_used)
             self.machine = machine
+            await self._connect(machine)
             self._log.info("running VM taken over")
             return
         if machine is not None or self.paths.vm.exists():
@@ -196,6 +199,8 @@ class PodVm:
             images = await self._interruptible(self._pull(running=False))
             if images is None:
                 return
+            if self._network is not None and self.pod.network.mode != "none":
+                self._address(await self._interruptible(self._network.allocate(self.stored.uid)) or ())
             arguments = self._arguments(images)
             if arguments is None:
                 return
@@ -219,6 +224,18 @@ class PodVm:
             self._evict(session.agent),
         )
         self._end_ran()
+
+    @property
+    def _network(self) -> PodNetwork | None:
+        return self._services.network
+
+    def _address(self, addresses: tuple[str, ...]) -> None:
+        """From now on the pod has these addresses."""
+        self.pod = replace(self.pod, network=replace(self.pod.network, routed=addresses))
+
+    async def _connect(self, machine: Machine) -> None:
+        if self._network is not None and machine.tap is not None:
+            await self._network.connect(self.stored.uid, *machine.tap)
 
     async def _interruptible(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The result of `work`; None, and `work` cancelled, as soon as the pod is no longer wanted."""
@@ -308,6 +325,7 @@ class PodVm:
             self.machine = await self._services.machines.start(self._request(images))
             self._services.ledger.measure(self.stored.uid, self.machine.memory_used)
             timing["vm"] = time.monotonic() - began
+            await self._connect(self.machine)
             self._journal.update(timing=rounded(timing))
             session = self._session(self.machine, images, arguments)
             await session.boot()
@@ -332,7 +350,7 @@ class PodVm:
             return
         left = self.stored.created + self.pod.deadline_s - time.time()
         await asyncio.sleep(max(0.0, left))
-        message = f"the pod was active for longer than activeDeadlineSeconds ({self.pod.deadline_s})"
+        message = "Pod was active on the node longer than the specified deadline"
         self._journal.update(reason="DeadlineExceeded", message=message)
         await self.request_stop()
 
@@ -415,6 +433,8 @@ class PodVm:
             await first(self._archive(self.machine), self._wait_discard())
         await self._drop_vm()
         self._leases.close()
+        if self._network is not None:
+            await self._network.release(self.stored.uid)
         self._journal.update(closed=True, vm_up=False)
 
     @property
@@ -447,6 +467,8 @@ class PodVm:
 
     async def _remove(self) -> None:
         self._journal.close()
+        if self._network is not None:
+            await self._network.release(self.stored.uid)
         await asyncio.to_thread(store.remove, self.paths)
         self._log.info("pod removed")
         self.gone.set()

@@ -10,9 +10,8 @@ from typing import Any
 
 from hypervisor.controller.environment import NOTHING, External, expand, resource_value
 from hypervisor.controller.fieldrefs import pod_field
-from hypervisor.controller.podstatus import GUEST_ADDRESS
 from hypervisor.controller.sizing import has_disk_limits
-from hypervisor.controller.spec import ContainerSpec, PodSpec, VolumeMount
+from hypervisor.controller.spec import GUEST_ADDRESS, ContainerSpec, Network, PodSpec, VolumeMount
 from hypervisor.errors import InvalidInput
 from hypervisor.images.model import Image, ImageConfig
 
@@ -21,6 +20,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What QEMU's user-mode network is always made of.
 USER_NETWORK = {"ifname": "eth0", "address": f"{GUEST_ADDRESS}/24", "gateway": "10.0.2.2"}
 USER_DNS = "10.0.2.3"
+PEER_MAC = "ee:ee:ee:ee:ee:ee"
+"""The host's end of every tap (hypervisor.net.devices)."""
 ENTROPY_BYTES = 64
 CPU_PERIOD_US = 100_000
 MESSAGE_BYTES, ALL_MESSAGES_BYTES = 4096, 12 * 1024
@@ -148,19 +149,33 @@ def _own_name(pod: PodSpec) -> list[tuple[str, str]]:
     """The pod's name in the cluster's domain, where its host name is not that already."""
     if not pod.fqdn or pod.fqdn == pod.hostname:
         return []
-    return [(GUEST_ADDRESS if pod.network.mode == "user" else "127.0.0.1", pod.fqdn)]
+    return [(next(iter(pod.network.addresses), "127.0.0.1"), pod.fqdn)]
+
+
+def _net(network: Network) -> dict[str, Any] | None:
+    """The guest's interface, as ``setup`` takes it."""
+    if network.mode == "none":
+        return None
+    names = {"dns": list(network.dns) or [USER_DNS], "search": list(network.search)}
+    if not network.routed:
+        return USER_NETWORK | names
+    resolver = list(network.dns)
+    return {
+        "ifname": "eth0",
+        "addresses": list(network.routed),
+        "peer": PEER_MAC,
+        "dns": resolver,
+        "search": names["search"],
+    }
 
 
 def setup_arguments(pod: PodSpec) -> dict[str, Any]:
     """The arguments of ``setup``: fresh entropy and the host's clock, as of now."""
-    net = None
-    if pod.network.mode == "user":
-        net = USER_NETWORK | {"dns": list(pod.network.dns) or [USER_DNS], "search": list(pod.network.search)}
     return {
         "hostname": pod.hostname,
         "clock_ns": time.time_ns(),
         "entropy": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
-        "net": net,
+        "net": _net(pod.network),
         "data_disk": DATA_DISK,
         "hosts": [list(alias) for alias in (*_own_name(pod), *pod.host_aliases)],
         "volumes": [

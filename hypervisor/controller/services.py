@@ -56,12 +56,29 @@ class ImageSource(Protocol):
         """While it is open the image is not removed; raises `NotFound` if it has been."""
 
 
+class PodNetwork(Protocol):
+    """The pod network of a host, as a pod VM controller needs it."""
+
+    def addresses(self, uid: str) -> tuple[str, ...]:
+        """A pod's, of an earlier daemon too; empty when it has none."""
+
+    async def allocate(self, uid: str) -> tuple[str, ...]:
+        """Gives a pod its addresses, once. Raises `ResourceExhausted`."""
+
+    async def connect(self, uid: str, tap: str, mac: str) -> None:
+        """Makes a pod reachable whose tap is there; may be repeated. Raises `HvError`."""
+
+    async def release(self, uid: str) -> None:
+        """Takes its addresses back; harmless for a pod that has none."""
+
+
 @dataclass(frozen=True)
 class Services:
     """One of each a host.
 
     :ivar starts: holds back VM starts, so that those that have begun come to their end
     :ivar objects: what volumes are made of
+    :ivar network: gives pods their addresses; None: each has QEMU's user-mode network to itself
     """
 
     machines: Machines
@@ -71,3 +88,4 @@ class Services:
     times: Times = Times()
     connect: Callable[[VsockAddress], AgentClient] = AgentClient
     objects: PodObjects = field(default_factory=HostObjects)
+    network: PodNetwork | None = None

@@ -204,13 +204,28 @@ class ContainerSpec:
     sidecar: bool = False
 
 
+GUEST_ADDRESS = "10.0.2.15"
+"""Every pod's address on QEMU's user-mode network; nothing else can reach it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The pod's network; `dns` empty means the network's own name server."""
+    """The pod's network; `dns` empty means the network's own name server.
+
+    :ivar routed: its addresses on the pod network, where its host has one; empty: QEMU's user-mode network
+    """
 
     mode: NetworkMode = "user"
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
+    routed: tuple[str, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The pod's own, the first one foremost; empty where it has no network."""
+        if self.mode == "none":
+            return ()
+        return self.routed or (GUEST_ADDRESS,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from hypervisor.controller.feed import AgentFeed, Instance
 from hypervisor.controller.journal import Journal
 from hypervisor.controller.keeper import Complete, ContainerKeeper, Vm, terminated
 from hypervisor.controller.machine import Machine
-from hypervisor.controller.podstatus import GUEST_ADDRESS
 from hypervisor.controller.record import Terminated
 from hypervisor.controller.runtime_spec import setup_arguments
 from hypervisor.controller.services import Services
@@ -72,7 +71,7 @@ class VmSession:
         self._arguments = arguments
         self._complete = complete
         self.agent: AgentClient = services.connect(machine.address)
-        address = GUEST_ADDRESS if pod.network.mode == "user" else LOOPBACK
+        address = next(iter(pod.network.addresses), LOOPBACK)
         self._vm = Vm(self.agent, AgentFeed(self.agent, patience_s=services.times.agent_s), address)
 
     async def boot(self) -> None:

@@ -53,6 +53,7 @@ class VmHost:
     zygote: KeptZygote
     templates: Templates
     pool: WarmPool[WarmVm] | None = None
+    tap_prefix: str = ""
 
     async def start(self, request: VmRequest) -> Machine:
         """:raises HvError: it could not be started; nothing of it is left"""
@@ -134,7 +135,8 @@ class VmHost:
             guest=guest,
             memory_bytes=size.memory_bytes,
             vcpus=size.vcpus,
-            net=request.network,
+            net="tap" if self.tap_prefix and request.network == "user" else request.network,
+            tap_prefix=self.tap_prefix if request.network == "user" else "",
             image_disks=tuple(ImageDisk(serial=serial, path=path) for serial, path in request.images),
             data_disk=DataDisk(size_bytes=size.disk_bytes, quotas=size.quotas),
             accelerator=self.accelerator,
@@ -179,6 +181,12 @@ class HostedVm:
     def plan(self) -> LaunchPlan:
         """How it was started."""
         return self.vm.plan
+
+    @property
+    def tap(self) -> tuple[str, str] | None:
+        """The name of its tap and its MAC address."""
+        plan = self.plan
+        return (plan.tap, plan.mac) if plan.tap is not None and plan.mac is not None else None
 
     def disk_serial(self, image: Path) -> str:
         """As its plan has it: its own, or that of the empty place that it was put into."""
@@ -300,11 +308,12 @@ def _resident(pid: int) -> int:
 
 @asynccontextmanager
 async def open_vm_host(
-    paths: HostPaths, accelerator: AcceleratorWish, ledger: MemoryLedger, *, warm: int = 0
+    paths: HostPaths, accelerator: AcceleratorWish, ledger: MemoryLedger, *, warm: int = 0, tap_prefix: str = ""
 ) -> AsyncIterator[VmHost]:
     """The VM manager of a state directory, with its zygote; both end with the context, the VMs do not.
 
     :param warm: VMs that are kept ready; these end with the context, too
+    :param tap_prefix: what its taps' names begin with, where it has the pod network
 
     :raises HostUnfit: no guest image, no QEMU, or a demanded accelerator that does not work
     """
@@ -316,7 +325,7 @@ async def open_vm_host(
         with open_templates(paths.templates, capabilities, identities, zygote) as templates:
             await templates.sweep(guest.digest)
             await warmvm.sweep_warm(paths, capabilities)
-            host = VmHost(guest, capabilities, accelerator, identities, zygote, templates)
+            host = VmHost(guest, capabilities, accelerator, identities, zygote, templates, tap_prefix=tap_prefix)
             if not warm:
                 yield host
                 return

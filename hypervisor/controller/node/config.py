@@ -17,6 +17,7 @@ class NodeConfig:
     :ivar address: where the API server reaches this node: its InternalIP, and what the kubelet's server listens on
     :ivar cpus: CPUs that it says it has; None is all of the machine's
     :ivar memory_bytes: memory that it says it has; None is all of the machine's
+    :ivar cluster_cidrs: ranges of all pods and Services, for the pod network
     :ivar client_ca: certificates that callers' must come from; None is the kubeconfig's certificate authority
     """
 
@@ -29,6 +30,7 @@ class NodeConfig:
     memory_bytes: int | None = None
     max_pods: int = MAX_PODS
     client_ca: Path | None = None
+    cluster_cidrs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from hypervisor.controller.node.client_certificate import ClientCertificate
 from hypervisor.controller.node.config import Beats, NodeConfig
 from hypervisor.controller.node.kubelet import kubelet_app, serve_kubelet
 from hypervisor.controller.node.objects import ClusterObjects
+from hypervisor.controller.node.podnetwork import follow_cluster
 from hypervisor.controller.node.podsync import PodSync
 from hypervisor.controller.node.register import Facts, NodeObject
 from hypervisor.controller.pods import Pods
@@ -24,6 +25,7 @@ from hypervisor.images.store import ImageStore
 from hypervisor.kube import kubeconfig
 from hypervisor.kube.events import EventRecorder
 from hypervisor.kube.http import HttpApiClient
+from hypervisor.net.network import HostNetwork
 from hypervisor.version import __version__
 
 AGENT = f"podvisor-hostd/{__version__}"
@@ -54,29 +56,35 @@ async def run_node(
     objects: ClusterObjects,
     *,
     beats: Beats | None = None,
+    network: HostNetwork | None = None,
 ) -> None:
     """Takes part in the cluster, for ever. After a bug in it all of it is started anew.
 
     :param objects: gets its volumes' contents through this node's connection
+    :param network: is told the node's addresses and the cluster's Services
     """
     log = structlog.get_logger().bind(node=config.name)
     while True:
         try:
-            await _run(config, facts, pods, images, objects, beats or Beats())
+            await _run(config, facts, pods, images, objects, beats or Beats(), network)
         except Exception:
             log.exception("the node's side failed; it is started again", after_s=AGAIN_S)
             await asyncio.sleep(AGAIN_S)
 
 
 async def _run(
-    config: NodeConfig, facts: Facts, pods: Pods, images: ImageStore, objects: ClusterObjects, beats: Beats
-) -> None:
+    config: NodeConfig, facts: Facts, pods: Pods, images: ImageStore, objects: ClusterObjects, beats: Beats,
+    network: HostNetwork | None,
+) -> None:  # fmt: skip
     access = await asyncio.to_thread(check, config)
     ca = await asyncio.to_thread(_callers_ca, config, access)
     async with HttpApiClient(access, agent=AGENT) as client:
         with objects.through(client) as services:
             async with asyncio.TaskGroup() as group:
                 group.create_task(services.run(), name="services")
+                if network is not None:
+                    following = follow_cluster(client, config.name, network, config.cluster_cidrs)
+                    group.create_task(following, name="pod network")
                 group.create_task(_parts(config, facts, pods, images, client, ca, beats), name="parts")
 
 

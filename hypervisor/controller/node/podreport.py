@@ -28,18 +28,22 @@ _MERGED_BY_KEY = {"podIPs": "ip", "hostIPs": "ip"}
 # ---- status ----------------------------------------------------------------------------------------------------------
 
 
-def status_of(view: Mapping[str, Any], uid: str, address: str, server: Mapping[str, Any]) -> Object:
+def status_of(
+    view: Mapping[str, Any], uid: str, address: str, server: Mapping[str, Any], gates: Sequence[str] = ()
+) -> Object:
     """``status`` of a pod of this host.
 
     :param view: the pod as the host shows it (`PodVm.view`)
     :param address: the node's
     :param server: the status that the server has: its transition times and others' conditions stay
+    :param gates: others' conditions without which the pod is not Ready
     """
     status = dict(view["status"])
     status |= {"hostIP": address, "hostIPs": [{"ip": address}]}
     if get(server, "startTime"):
         status["startTime"] = server["startTime"]
-    status["conditions"] = _conditions(status, get(server, "conditions", default=()))
+    known = get(server, "conditions", default=())
+    status["conditions"] = _conditions(status | {"conditions": _gated(status["conditions"], known, gates)}, known)
     for group in ("containerStatuses", "initContainerStatuses"):
         if group in status:
             status[group] = [_container(c, uid) for c in status[group]]
@@ -53,6 +57,20 @@ def _container(status: Mapping[str, Any], uid: str) -> Object:
         if began:
             return dict(status) | {"containerID": f"podvisor://{uid}/{status['name']}/{status['restartCount']}"}
     return dict(status)
+
+
+def _gated(
+    conditions: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]], gates: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """A pod whose containers are ready is so only when all its gates are open."""
+    said = {c["type"]: c.get("status") for c in known}
+    closed = [
+        f'the status of pod readiness gate "{g}" is not "True", but {said.get(g, "False")}'
+        for g in gates
+        if said.get(g) != "True"
+    ]
+    shut = {"status": "False", "reason": "ReadinessGatesNotReady", "message": "; ".join(closed)}
+    return [dict(c) | shut if closed and c["type"] == "Ready" and c["status"] == "True" else c for c in conditions]
 
 
 def _conditions(status: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> list[Object]:

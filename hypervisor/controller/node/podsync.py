@@ -221,7 +221,8 @@ class PodSync:
         uid = uid_of(wanted)
         known = _newer(wanted, self._answers.get(uid))
         server = get(known, "status", default={})
-        patch = status_patch(status_of(pod.view(), uid, self._config.address, server), server, uid)
+        gates = [g["conditionType"] for g in get(wanted, "spec", "readinessGates", default=())]
+        patch = status_patch(status_of(pod.view(), uid, self._config.address, server, gates), server, uid)
         if patch is None:
             return True
         answer = await self._send(wanted, patch)

@@ -64,6 +64,31 @@ async def test_events_of_an_image_are_those_of_kubernetes(cluster: Cluster) -> N
     assert not any(path == b and reason == "Pulling" for path, _, reason, _ in said)
 
 
+async def test_a_pod_is_ready_when_its_gates_are_open_too(cluster: Cluster) -> None:
+    def condition(kind: str) -> dict[str, Any]:
+        return next((c for c in cluster.status().get("conditions", ()) if c["type"] == kind), {})
+
+    made = api_pod(readinessGates=[{"conditionType": "example.com/gate"}, {"conditionType": "example.com/other"}])
+    cluster.server.put(PODS, made)
+    async with cluster.node():
+        await cluster.until(lambda: condition("ContainersReady").get("status") == "True")
+        assert condition("Ready")["status"] == "False"
+        assert (
+            condition("Ready")["reason"] == "ReadinessGatesNotReady"
+            and "example.com/other" in condition("Ready")["message"]
+        )
+        opened = [*cluster.status()["conditions"], {"type": "example.com/other", "status": "True"}]
+        cluster.server.put(PODS, {**cluster.pod(), "status": {**cluster.status(), "conditions": opened}})  # type: ignore[dict-item]
+        await cluster.until(lambda: condition("Ready").get("status") == "True")
+        assert "reason" not in condition("Ready")
+        shut = [
+            c | ({"status": "False"} if c["type"] == "example.com/gate" else {}) for c in cluster.status()["conditions"]
+        ]
+        cluster.server.put(PODS, {**cluster.pod(), "status": {**cluster.status(), "conditions": shut}})  # type: ignore[dict-item]
+        await cluster.until(lambda: condition("Ready").get("status") == "False")
+        assert condition("ContainersReady")["status"] == "True"
+
+
 async def test_only_differences_are_sent(cluster: Cluster) -> None:
     cluster.server.put(PODS, api_pod())
     async with cluster.node() as sync:
