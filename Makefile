@@ -88,11 +88,12 @@ integration: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## test
 test-kvm: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests under KVM with the kernel's vhost-vsock; without them, in a guest that has both
 	tools/kvm-lane $(if $(QEMU),--qemu $(QEMU)) $(if $(SUITES),--suites $(SUITES)) $(if $(COVERAGE),--coverage) $(if $(BENCH),--bench $(BENCH)) $(LANE_FLAGS)
 
-soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times, the master and its store 300
+soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times, the master and its store 300, a host's daemon 200
 	$(PYTEST) tests/integration -m soak
 	$(MAKE) --no-print-directory -C csrc percpu-soak
 	HV_STORE_KILLS=300 $(PYTEST) tests/unit/master/registry/test_registry_killed.py
 	HV_MASTER_KILLS=300 $(PYTEST) tests/integration/test_master_kills.py
+	HV_HOST_KILLS=200 $(PYTEST) tests/integration/test_cluster_pods.py
 	HV_IOFILTER_KILLS=300 $(PYTEST) tests/integration/test_iofilter_kills.py
 
 fuzz: $(STAMPS)/packages-test ## fuzz targets, FUZZ_SECONDS each (default 600)
