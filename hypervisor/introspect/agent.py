@@ -29,6 +29,8 @@ from hypervisor.vsock.connect import connect
 
 CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 30.0
+BEGIN_TIMEOUT = 120.0
+"""Until a streaming call has begun: of hundreds at once on a slow machine, each waits for those before it."""
 
 _REASONS: dict[str, type[HvError]] = {
     "Invalid": InvalidInput,
@@ -198,10 +200,10 @@ class AgentClient:
         """A streaming call that the agent has accepted; refused ones raise as `AgentStream.request`."""
         async with self.open() as stream:
             try:
-                async with asyncio.timeout(CALL_TIMEOUT):
+                async with asyncio.timeout(BEGIN_TIMEOUT):
                     await stream.request(call, args)
             except TimeoutError as e:
-                raise Timeout(f"the pod VM agent did not answer {call} within {CALL_TIMEOUT:g} s") from e
+                raise Timeout(f"the pod VM agent did not answer {call} within {BEGIN_TIMEOUT:g} s") from e
             yield stream
 
     async def hello(self, *, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:

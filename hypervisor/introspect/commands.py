@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
-from multidict import MultiMapping
+from multidict import MultiDict, MultiMapping
 
 from hypervisor.errors import InvalidInput
 from hypervisor.introspect.agent import Ending
@@ -123,6 +124,15 @@ class AttachCommand:
     def ending(self, ending: Ending) -> Ending:
         """What the client is told of the process's end (see `exit_code`)."""
         return ending if self.exit_code or ending.error is not None else Ending(0)
+
+
+def query_of(raw: str) -> MultiMapping[str]:
+    """A request's query. A command's words are bytes, which need not be text: others than UTF-8 become surrogates, as
+    in `os.fsdecode`, and reach the process as they were.
+
+    :param raw: as it came, still quoted
+    """
+    return MultiDict(parse_qsl(raw, keep_blank_values=True, errors="surrogateescape"))
 
 
 StreamCommand = ExecCommand | DebugCommand | AttachCommand

@@ -10,13 +10,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+from multidict import MultiMapping
 
 from hypervisor.agent.wire import FrameType
 from hypervisor.errors import InvalidInput, Unavailable
 from hypervisor.introspect import run, session, websocket
 from hypervisor.introspect.agent import AgentClient, AgentStream
 from hypervisor.introspect.archived import read_archived
-from hypervisor.introspect.commands import AttachCommand, DebugCommand, ExecCommand, LogsCommand, StreamCommand
+from hypervisor.introspect.commands import (
+    AttachCommand,
+    DebugCommand,
+    ExecCommand,
+    LogsCommand,
+    StreamCommand,
+    query_of,
+)
 from hypervisor.introspect.portforward import spdy as forward_spdy
 from hypervisor.introspect.portforward import websocket as forward_websocket
 from hypervisor.introspect.spdy import channels, upgrade
@@ -51,6 +59,10 @@ def _target(request: web.Request) -> tuple[PodTarget, str]:
     return target, target.container(where["container"])
 
 
+def _query(request: web.Request) -> MultiMapping[str]:
+    return query_of(request.rel_url.raw_query_string)
+
+
 def _agent(target: PodTarget) -> AgentClient:
     if target.address is None:
         raise Unavailable(f"pod {target.name} {target.detail}")
@@ -59,24 +71,24 @@ def _agent(target: PodTarget) -> AgentClient:
 
 async def _exec(request: web.Request) -> web.StreamResponse:
     target, container = _target(request)
-    return await _stream(request, target, ExecCommand.parse(container, request.query))
+    return await _stream(request, target, ExecCommand.parse(container, _query(request)))
 
 
 async def _attach(request: web.Request) -> web.StreamResponse:
     target, container = _target(request)
-    return await _stream(request, target, AttachCommand.parse(container, request.query))
+    return await _stream(request, target, AttachCommand.parse(container, _query(request)))
 
 
 async def _debug(request: web.Request) -> web.StreamResponse:
     where = request.match_info
     target = request.app[PODS].find(where["namespace"], where["pod"])
-    return await _stream(request, target, DebugCommand.parse(request.query))
+    return await _stream(request, target, DebugCommand.parse(_query(request)))
 
 
 async def _run(request: web.Request) -> web.StreamResponse:
     """A command's whole output, without a stream: what a kubelet's ``/run`` is."""
     target, container = _target(request)
-    command = ExecCommand(container, run.parse(request.query), stdin=False, stdout=True, stderr=True, tty=False)
+    command = ExecCommand(container, run.parse(_query(request)), stdin=False, stdout=True, stderr=True, tty=False)
     call, args = command.agent_request()
     async with _agent(target).stream(call, args) as agent:
         return web.Response(body=await run.output(agent), content_type="text/plain")
@@ -122,7 +134,7 @@ async def _port_forward(request: web.Request) -> web.StreamResponse:
 
 async def _logs(request: web.Request) -> web.StreamResponse:
     target, container = _target(request)
-    command = LogsCommand.parse(container, request.query)
+    command = LogsCommand.parse(container, _query(request))
     if target.address is None and target.archived_logs is not None:
         return await _send_text(request, read_archived(target.archived_logs, command))
     call, args = command.agent_request()

@@ -18,7 +18,8 @@ _TRUE = frozenset(("true", "1", "t", "T", "TRUE", "True"))
 _FALSE = frozenset(("", "false", "0", "f", "F", "FALSE", "False"))
 _OF_NAMESPACE = frozenset(("status", "finalize"))
 """What may follow a namespace's name and is no resource in it."""
-MAX_QUERY_FIELDS = 100
+MAX_QUERY_FIELDS = 20_000
+"""Each word of a command is one (``kubectl exec``)."""
 
 Routes = Mapping[tuple[str, str], Mapping[str, Kind]]
 """By group and version, then by plural."""

@@ -135,13 +135,15 @@ def target_of(pod: Mapping[str, Any], subresource: str, container: str, query_st
     """
     metadata = pod["metadata"]
     parts = [ROUTES[subresource], metadata["namespace"], metadata["name"], *([container] if container else [])]
-    pairs = [(k, v) for k, v in parse_qsl(query_string, keep_blank_values=True) if k not in _ONLY_HERE]
+    # A command's words are bytes, which need not be text: they come out as they went in.
+    given = parse_qsl(query_string, keep_blank_values=True, errors="surrogateescape")
+    pairs = [(k, v) for k, v in given if k not in _ONLY_HERE]
     if subresource in ("exec", "attach", "debug"):
         pairs = list(_stream_parameters(pairs))
     if subresource == "portforward":
         pairs = [("port", v) for k, v in pairs if k in ("ports", "port")]
     path = "/".join(quote(p, safe="") for p in parts)
-    return f"/{path}" + (f"?{urlencode(pairs)}" if pairs else "")
+    return f"/{path}" + (f"?{urlencode(pairs, errors='surrogateescape')}" if pairs else "")
 
 
 def _stream_parameters(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:

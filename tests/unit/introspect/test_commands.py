@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from multidict import MultiDict
 
 from hypervisor.errors import InvalidInput
-from hypervisor.introspect.commands import NS, AttachCommand, ExecCommand, LogsCommand, parse_rfc3339_ns
+from hypervisor.introspect.commands import NS, AttachCommand, ExecCommand, LogsCommand, parse_rfc3339_ns, query_of
 
 
 def query(**values: str | list[str]) -> MultiDict[str]:
@@ -19,6 +20,11 @@ def query(**values: str | list[str]) -> MultiDict[str]:
         for one in [value] if isinstance(value, str) else value:
             pairs.add(key, one)
     return pairs
+
+
+def test_words_that_are_no_text_stay_what_they_are() -> None:
+    command = ExecCommand.parse("c", query_of("command=%FF%FEa+b&command=%C3%A4&command=&output=1"))
+    assert [os.fsencode(word) for word in command.argv] == [b"\xff\xfea b", "ä".encode(), b""]
 
 
 def test_exec_keeps_every_argument_in_order() -> None:
