@@ -89,6 +89,11 @@ def parse_cpu_millis(value: object, *, where: str = "") -> int:
     return -(-number.numerator // number.denominator)
 
 
+def format_cpu_millis(millis: int) -> str:
+    """Thousandths of CPUs as the shortest exact quantity: 1500 is ``1500m``, 2000 is ``2``."""
+    return f"{millis}m" if millis % 1000 else str(millis // 1000)
+
+
 def format_bytes(count: int) -> str:
     """`count` bytes as the shortest exact quantity with a binary unit: 134217728 is ``128Mi``."""
     for unit in reversed(_BINARY):

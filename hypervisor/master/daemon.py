@@ -36,6 +36,7 @@ from hypervisor.kube.errors import ApiError
 from hypervisor.kube.resources import NAMESPACES
 from hypervisor.master.admission.chain import plugins
 from hypervisor.master.admission.plugin import Chain
+from hypervisor.master.admission.quota import ResourceQuota
 from hypervisor.master.admission.service_addresses import ServiceAddresses
 from hypervisor.master.api.audit import Audit
 from hypervisor.master.api.fit import BODY_LIMIT
@@ -262,7 +263,8 @@ def _make_inside(config: MasterConfig, kinds: Kinds, registry: Registry, port: i
     schema = Schema.load()
     schema.preload(*(kind.schema for kind in KINDS))
     addresses = ServiceAddresses(config.ranges, Pools(view, lambda: registry.revision))
-    admission = Chain((*plugins(view), addresses, *auth.plugins))
+    quota = ResourceQuota(view, lambda: registry.revision)
+    admission = Chain((*plugins(view), addresses, *auth.plugins, quota))
     objects = Objects(kinds, registry, schema, admission, Managed(schema))
     metrics = Metrics()
     metrics.gauge("apiserver_store_revision", "Newest revision in memory.", lambda: registry.revision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypervisor.master.admission.limit_ranges import LimitRanger
 from hypervisor.master.admission.namespace_lifecycle import NamespaceLifecycle
 from hypervisor.master.admission.plugin import Plugin
 from hypervisor.master.admission.priority import Priority
@@ -12,4 +13,10 @@ from hypervisor.master.auth.views import ObjectView
 
 def plugins(view: ObjectView) -> tuple[Plugin, ...]:
     """As upstream orders them."""
-    return NamespaceLifecycle(view), ServiceAccount(view), DefaultTolerationSeconds(), Priority(view)
+    return (
+        NamespaceLifecycle(view),
+        LimitRanger(view),
+        ServiceAccount(view),
+        DefaultTolerationSeconds(),
+        Priority(view),
+    )

@@ -45,6 +45,7 @@ from hypervisor.master.controllers.namespaces import NamespaceController
 from hypervisor.master.controllers.nodelifecycle import GRACE_S, NodeLifecycleController
 from hypervisor.master.controllers.podcidr import PodCidrController
 from hypervisor.master.controllers.podgc import PodCollector
+from hypervisor.master.controllers.quota import QuotaController
 from hypervisor.master.controllers.replicaset import ReplicaSetController
 from hypervisor.master.controllers.statefulset import StatefulSetController
 from hypervisor.master.controllers.tokens import TokenCleaner
@@ -127,5 +128,6 @@ def _controllers(context: Context, ca_pem: str, node_grace_s: float) -> list[Con
         BudgetController(context),
         AggregationController(context),
         TokenCleaner(context),
+        QuotaController(context),
         PodCollector(context),
     ]

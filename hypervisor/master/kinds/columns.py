@@ -190,6 +190,20 @@ DAEMON_SET = (
     AGE,
     *template_columns(by_selector),
 )
+
+
+def _quota(prefix: str) -> Callable[[View], str]:
+    """Used and allowed, of limits or of all else."""
+
+    def cell(quota: View) -> str:
+        hard, used = dig(quota, "status.hard", {}), dig(quota, "status.used", {})
+        names = sorted(name for name in hard if name.startswith("limits.") == (prefix == "limits."))
+        return ", ".join(f"{name}: {used.get(name, 0)}/{hard[name]}" for name in names)
+
+    return cell
+
+
+RESOURCE_QUOTA = (NAME, Column("Request", _quota("")), Column("Limit", _quota("limits.")), AGE)
 STATEFUL_SET = (
     NAME,
     Column("Ready", lambda s: f"{dig(s, 'status.readyReplicas', 0)}/{dig(s, 'spec.replicas', 0)}"),

@@ -8,7 +8,7 @@ Source: Kubernetes, "Init Containers: Resource sharing within containers" and "P
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -62,24 +62,32 @@ def largest(into: Amounts, other: Mapping[str, int]) -> None:
 
 def pod_request(pod: Mapping[str, Any]) -> Amounts:
     """What `pod` asks for, with the overhead in its spec; ``pods`` is 1."""
+    return _total(pod, _requests) | {"pods": 1}
+
+
+def pod_limit(pod: Mapping[str, Any]) -> Amounts:
+    """What `pod` may use at most, as far as its containers say, with the overhead."""
+    return _total(pod, lambda container: amounts((container.get("resources") or {}).get("limits")))
+
+
+def _total(pod: Mapping[str, Any], of: Callable[[Mapping[str, Any]], Amounts]) -> Amounts:
     spec = pod["spec"]
     total: Amounts = {}
     for container in spec.get("containers", ()):
-        add(total, _requests(container))
+        add(total, of(container))
     largest_init: Amounts = {}
     sidecars: Amounts = {}
     for container in spec.get("initContainers") or ():
         if container.get("restartPolicy") == "Always":
-            add(sidecars, _requests(container))
+            add(sidecars, of(container))
             largest(largest_init, sidecars)
         else:
             peak = dict(sidecars)
-            add(peak, _requests(container))
+            add(peak, of(container))
             largest(largest_init, peak)
     add(total, sidecars)
     largest(total, largest_init)
     add(total, amounts(spec.get("overhead")))
-    total["pods"] = 1
     return total
 
 

@@ -45,6 +45,8 @@ LEAST: dict[Resource, Callable[[], Obj]] = {
     resources.SERVICE_ACCOUNTS: dict,
     resources.SERVICES: lambda: {"spec": {"ports": [{"port": 80}]}},
     resources.ENDPOINTS: lambda: {"subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]},
+    resources.RESOURCE_QUOTAS: lambda: {"spec": {"hard": {"pods": "2"}}},
+    resources.LIMIT_RANGES: lambda: {"spec": {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}},
     resources.REPLICA_SETS: workload,
     resources.DEPLOYMENTS: workload,
     resources.DAEMON_SETS: workload,
