@@ -96,6 +96,22 @@ void pv_loop_defer(struct pv_loop *loop, struct pv_task *task)
     loop->deferred = task;
 }
 
+static bool take_out(struct pv_task **list, struct pv_task *task)
+{
+    for (; *list; list = &(*list)->next)
+        if (*list == task) {
+            *list = task->next;
+            return true;
+        }
+    return false;
+}
+
+void pv_loop_undefer(struct pv_loop *loop, struct pv_task *task)
+{
+    if (task->queued && (take_out(&loop->deferred, task) || take_out(&loop->running, task)))
+        task->queued = false;
+}
+
 static void wake(struct pv_loop *loop)
 {
     uint64_t one = 1;
@@ -220,12 +236,21 @@ static bool run_posted(struct pv_loop *loop)
     return run_tasks(__atomic_exchange_n(&loop->posted, NULL, __ATOMIC_ACQUIRE));
 }
 
+/* Those that are left of the turn are in `running`, where pv_loop_undefer finds them. */
 static bool run_deferred(struct pv_loop *loop)
 {
-    struct pv_task *newest = loop->deferred;
+    bool any = loop->deferred != NULL;
 
+    loop->running = reversed(loop->deferred);
     loop->deferred = NULL;
-    return run_tasks(newest);
+    while (loop->running) {
+        struct pv_task *task = loop->running;
+
+        loop->running = task->next;
+        task->queued = false;
+        task->run(task);
+    }
+    return any;
 }
 
 static bool run_timers(struct pv_loop *loop)

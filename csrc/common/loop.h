@@ -69,6 +69,7 @@ struct pv_loop {
     struct pv_link pollers;     /* struct pv_poller */
     struct pv_link timers;      /* struct pv_timer, soonest first */
     struct pv_task *deferred;   /* newest first */
+    struct pv_task *running;    /* deferred tasks of this turn that are still to run, oldest first */
     struct pv_task *posted;     /* atomic: newest first */
     struct pv_event wake;
     bool stopping;              /* atomic */
@@ -95,6 +96,8 @@ int pv_loop_rewatch(struct pv_loop *loop, int fd, uint32_t events, struct pv_eve
 void pv_loop_unwatch(struct pv_loop *loop, int fd, const struct pv_event *event);
 
 void pv_loop_defer(struct pv_loop *loop, struct pv_task *task); /* queued already: nothing happens */
+/* Not queued: nothing happens. Who may have deferred a task takes it back before the task's memory goes. */
+void pv_loop_undefer(struct pv_loop *loop, struct pv_task *task);
 void pv_loop_post(struct pv_loop *loop, struct pv_task *task);  /* any thread; the task is not queued now */
 /* Runs the task on the loop's thread and waits for its end. Not from the loop's own thread. */
 void pv_loop_call(struct pv_loop *loop, void (*run)(void *argument), void *argument);

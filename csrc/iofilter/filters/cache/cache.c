@@ -436,6 +436,11 @@ static void cache_close(struct pv_filter *filter)
     munmap(self->memory, self->length);
 }
 
+static void cache_detach(struct pv_filter *filter)
+{
+    pv_bounce_detach(&((struct cache *)filter)->bounce);
+}
+
 static unsigned cache_figures(const struct pv_filter *filter, struct pv_figure *out, unsigned max)
 {
     const struct cache *self = (const struct cache *)filter;
@@ -455,6 +460,7 @@ const struct pv_filter_class pv_cache_class = {
     .types = PV_ALL_TYPES & ~(1u << PV_IO_FLUSH),
     .open = cache_open,
     .close = cache_close,
+    .detach = cache_detach,
     .request = cache_request,
     .completed = cache_completed,
     .figures = cache_figures,

@@ -196,9 +196,12 @@ static void read_is_there(struct pv_bounce *bounce, struct pv_chunk *chunk)
     bool write = chunk->job->io->type != PV_IO_READ;
 
     if (!write && class->deliver) {
-        chunk->error = class->deliver(bounce, chunk);
-        if (chunk->error != EINPROGRESS)
-            chunk_over(chunk);
+        int error = class->deliver(bounce, chunk);
+
+        if (error == EINPROGRESS) /* and the chunk may be gone already */
+            return;
+        chunk->error = error;
+        chunk_over(chunk);
         return;
     }
     if (class->open)
@@ -450,6 +453,11 @@ void pv_bounce_init(struct pv_bounce *bounce, struct pv_filter *filter, const st
     pv_list_init(&bounce->starved);
     pv_list_init(&bounce->writers);
     pv_list_init(&bounce->waiting);
+}
+
+void pv_bounce_detach(struct pv_bounce *bounce)
+{
+    pv_loop_undefer(bounce->filter->instance->loop, &bounce->wake);
 }
 
 void pv_bounce_free(struct pv_bounce *bounce)

@@ -73,6 +73,7 @@ struct pv_bounce {
 };
 
 void pv_bounce_init(struct pv_bounce *bounce, struct pv_filter *filter, const struct pv_bounce_class *class);
+void pv_bounce_detach(struct pv_bounce *bounce); /* in the class's `detach` */
 void pv_bounce_free(struct pv_bounce *bounce); /* no job is under way */
 void pv_bounce_request(struct pv_bounce *bounce, struct pv_io *io);
 /* A read that has its blocks alone: for one that has to know that no write was under way. */

@@ -297,6 +297,7 @@ void pv_cow_detach(struct pv_filter *filter)
 {
     struct pv_cow *cow = (struct pv_cow *)filter;
 
+    pv_loop_undefer(filter->instance->loop, &cow->wake);
     pv_map_detach(cow->map);
     pv_target_detach(cow->target);
 }

@@ -435,6 +435,7 @@ void pv_map_attached(struct pv_map *map)
 
 void pv_map_detach(struct pv_map *map)
 {
+    pv_loop_undefer(map->filter->instance->loop, &map->again);
     pv_target_detach(map->state);
 }
 

@@ -330,6 +330,11 @@ static int prepare(struct encrypt *self, const char *state, const uint8_t key[KE
     return pv_fail(fail, ENOTSUP, "this OpenSSL has no AES-256-XTS, or no memory");
 }
 
+static void encrypt_detach(struct pv_filter *filter)
+{
+    pv_bounce_detach(&((struct encrypt *)filter)->bounce);
+}
+
 static void encrypt_resized(struct pv_filter *filter, uint64_t size)
 {
     filter->size = size - size % PV_BLOCK;
@@ -360,6 +365,7 @@ const struct pv_filter_class pv_encrypt_class = {
     .create = encrypt_create,
     .open = encrypt_open,
     .close = encrypt_close,
+    .detach = encrypt_detach,
     .request = encrypt_request,
     .resized = encrypt_resized,
 };

@@ -309,6 +309,7 @@ static void integrity_attached(struct pv_filter *filter)
 
 static void integrity_detach(struct pv_filter *filter)
 {
+    pv_bounce_detach(&((struct integrity *)filter)->bounce);
     pv_map_detach(((struct integrity *)filter)->map);
 }
 

@@ -551,6 +551,9 @@ static void mirror_detach(struct pv_filter *filter)
     struct mirror *self = (struct mirror *)filter;
 
     pv_loop_disarm(filter->instance->loop, &self->timer);
+    pv_loop_undefer(filter->instance->loop, &self->resync);
+    pv_loop_undefer(filter->instance->loop, &self->next_flush);
+    pv_bounce_detach(&self->bounce);
     pv_map_detach(self->map);
     pv_target_detach(self->target);
 }
