@@ -18,7 +18,7 @@ from .fields import Fields
 
 DATA = "..data"
 _GROUP_READS = 0o440
-MAX_FILES = 4096
+MAX_FILES = 32768
 MAX_BYTES = 3 * 1024 * 1024
 
 

@@ -10,6 +10,7 @@ from hypervisor.errors import InvalidInput
 
 Object = Mapping[str, Any]
 
+MAX_SERVICE = 1024
 _MAX_SECONDS = 2**31 - 1
 _PROBE_ACTIONS = ("exec", "httpGet", "tcpSocket", "grpc")
 _HOOK_ACTIONS = ("exec", "httpGet", "tcpSocket", "sleep")
@@ -114,7 +115,10 @@ def _action(data: Object, kinds: Sequence[str], ports: Sequence[Object], where: 
             return SleepAction(int(value["seconds"]))
         case "tcpSocket":
             raise InvalidInput("not supported: Kubernetes never made TCP hooks work; use exec", where=where)
-    return GrpcAction(_port(value["port"], ports, f"{where}.port"), value.get("service") or "")
+    service = value.get("service") or ""
+    if len(service) > MAX_SERVICE or not service.isprintable():
+        raise InvalidInput(f"{service[:60]!r} is too long, or has control characters", where=f"{where}.service")
+    return GrpcAction(_port(value["port"], ports, f"{where}.port"), service)
 
 
 def _http(data: Object, ports: Sequence[Object], where: str) -> HttpAction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -206,7 +207,7 @@ def _mount(data: Object, volumes: Mapping[str, Volume], where: str) -> VolumeMou
         known = ", ".join(volumes) or "(none)"
         raise InvalidInput(f"the pod has no volume {data['name']!r}; spec.volumes has {known}", where=f"{where}.name")
     path = data["mountPath"]
-    if not path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
+    if not path.startswith("/") or ".." in path.split("/") or posixpath.normpath(path).strip("/") == "":
         raise InvalidInput(f"{path!r} is not an absolute path below / without '..'", where=f"{where}.mountPath")
     sub_path, expression = data.get("subPath") or "", data.get("subPathExpr") or ""
     if sub_path and expression:

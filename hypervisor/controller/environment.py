@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from hypervisor.controller.podobjects import Lookup
 from hypervisor.controller.sizing import vm_size
 from hypervisor.controller.spec import ContainerSpec, KeyRef, PodSpec, ResourceRef
-from hypervisor.errors import NotFound
+from hypervisor.errors import InvalidInput, NotFound
 
+MAX_EXPANDED = 131_071
+"""Linux' own limit of one argument or variable."""
 _REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
 
 
@@ -73,14 +75,22 @@ def _text(value: bytes) -> str:
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
-    """``$(NAME)`` replaced as Kubernetes does: ``$$`` is ``$``, an unknown name stays as it is written."""
+    """``$(NAME)`` replaced as Kubernetes does: ``$$`` is ``$``, an unknown name stays as it is written.
 
-    def value(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return "$"
-        return variables.get(match[1], match[0])
-
-    return _REFERENCE.sub(value, text)
+    :raises InvalidInput: it becomes longer than Linux takes (variables that refer to each other grow like powers)
+    """
+    parts: list[str] = []
+    length = end = 0
+    for match in _REFERENCE.finditer(text):
+        value = "$" if match[1] is None else variables.get(match[1], match[0])
+        parts += (text[end : match.start()], value)
+        length += match.start() - end + len(value)
+        end = match.end()
+        if length > MAX_EXPANDED:
+            break
+    if length + len(text) - end > MAX_EXPANDED:
+        raise InvalidInput(f"{text[:60]!r}: with its variables it has more than {MAX_EXPANDED} characters")
+    return "".join((*parts, text[end:]))
 
 
 def resource_value(ref: ResourceRef, container: ContainerSpec, pod: PodSpec) -> str:

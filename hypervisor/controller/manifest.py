@@ -31,11 +31,14 @@ _OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION, COLD_ANNOTATION)
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONTAINERS = 64
+MAX_GROUPS = 512
 CLUSTER_DOMAIN = "cluster.local"
 MAX_HOSTNAME = 64
 MIN_VOLUME = 4096
-FILE_VOLUME_BYTES = 8 * 1024 * 1024
-"""Of a volume whose files are made of objects: each has 1 MiB at most, and old and new files lie side by side."""
+FILE_VOLUME_BYTES = 96 * 1024 * 1024
+"""Of a volume whose files are made of objects: an object has 1 MiB at most, though in files that take a page each, and
+old and new ones lie side by side.
+"""
 _FILE_VOLUMES = ("configMap", "secret", "downwardAPI", "projected")
 MAX_GRACE_S = 7 * 24 * 3600
 
@@ -142,7 +145,7 @@ def _parse(metadata: Object, spec: Object, status: Object) -> PodSpec:
         service_account=spec.get("serviceAccountName") or "",
         pull_secrets=tuple(s["name"] for s in spec.get("imagePullSecrets") or () if s.get("name")),
         service_links=spec.get("enableServiceLinks") is not False,
-        host_address=status.get("hostIP") or "127.0.0.1",
+        host_address=_address(status.get("hostIP") or "127.0.0.1", "status.hostIP"),
         fs_group=parse_id((spec.get("securityContext") or {}).get("fsGroup"), "spec.securityContext.fsGroup"),
     )
 
@@ -226,14 +229,21 @@ def _file_volume(source: Object, where: str) -> Object:
     if len(source) != 1:
         raise InvalidInput(f"give one source, not {' and '.join(source)}", where=where)
     ((kind, value),) = source.items()
+    _check_mode(value.get("defaultMode"), f"{where}.{kind}.defaultMode")
     parts = value.get("sources") or () if kind == "projected" else ({kind: value},)
     for part in parts:
         for part_kind, part_value in part.items():
             for item in part_value.get("items") or () if part_value else ():
                 _inside(item.get("path") or "", f"{where}.{kind}")
+                _check_mode(item.get("mode"), f"{where}.{kind}")
             if part_kind == "serviceAccountToken":
                 _inside(part_value.get("path") or "", f"{where}.{kind}")
     return source
+
+
+def _check_mode(mode: int | None, where: str) -> None:
+    if mode is not None and not 0 <= mode <= 0o777:
+        raise InvalidInput(f"{mode} is no file mode: 0 to 0777 in octal, 0 to 511 in decimal", where=where)
 
 
 def _inside(path: str, where: str) -> None:
@@ -245,7 +255,9 @@ def _pod_security(data: Object) -> Security:
     where = "spec.securityContext"
     user = parse_id(data.get("runAsUser"), f"{where}.runAsUser")
     groups = [*(data.get("supplementalGroups") or ())]
-    groups += [] if data.get("fsGroup") is None else [data["fsGroup"]]
+    if len(groups) > MAX_GROUPS:
+        raise InvalidInput(f"{len(groups)} groups; at most {MAX_GROUPS} are taken", where=f"{where}.supplementalGroups")
+    groups += [] if (own := parse_id(data.get("fsGroup"), f"{where}.fsGroup")) is None else [own]
     return Security(
         user=user,
         group=parse_id(data.get("runAsGroup"), f"{where}.runAsGroup"),

@@ -23,6 +23,8 @@ USER_DNS = "10.0.2.3"
 PEER_MAC = "ee:ee:ee:ee:ee:ee"
 """The host's end of every tap (hypervisor.net.devices)."""
 ENTROPY_BYTES = 64
+MAX_ENVIRONMENT = 2 * 1024 * 1024
+"""What Linux takes in all."""
 CPU_PERIOD_US = 100_000
 MESSAGE_BYTES, ALL_MESSAGES_BYTES = 4096, 12 * 1024
 """Of one termination message, and of all of a pod's together."""
@@ -31,6 +33,7 @@ MESSAGE_BYTES, ALL_MESSAGES_BYTES = 4096, 12 * 1024
 def environment(container: ContainerSpec, pod: PodSpec, uid: str, external: External = NOTHING) -> dict[str, str]:
     """Variables of Services, of ``envFrom`` and of the manifest, in order; each may refer to those before it."""
     variables = {**external.services, **external.all_of}
+    total = 0
     for variable in container.env:
         if variable.key is not None:
             value = external.values.get(variable.name)
@@ -40,6 +43,9 @@ def environment(container: ContainerSpec, pod: PodSpec, uid: str, external: Exte
             value = pod_field(variable.field, pod, uid) if variable.field else expand(variable.value, variables)
         if value is not None:
             variables[variable.name] = value
+            total += len(value)
+        if total > MAX_ENVIRONMENT:
+            raise InvalidInput(f"container {container.name}: its variables have more than {MAX_ENVIRONMENT} characters")
     return variables
 
 

@@ -186,3 +186,24 @@ async def test_without_a_secret_for_it_the_pull_backs_off(bench: Bench, objects:
     container = {"name": "c", "image": "registry.example/app:1"}
     pod = await bench.create(containers=[container], imagePullSecrets=[{"name": "other"}])
     await until(pod, lambda: "access refused" in str(pod.journal.record.container("c").state))
+
+
+# ---- hostile ---------------------------------------------------------------------------------------------------------
+
+
+async def test_variables_that_grow_like_powers_fail_the_pod_at_once(bench: Bench) -> None:
+    bomb = [{"name": "A0", "value": "x" * 1000}]
+    bomb += [{"name": f"A{i}", "value": f"$(A{i - 1})" * 10} for i in range(1, 12)]
+    pod = await bench.create(containers=[{"name": "c", "image": "x", "env": bomb}])
+    await until(pod, lambda: pod.journal.record.terminal)
+    assert pod.journal.record.reason == "CreateContainerConfigError"
+    assert "more than 131071 characters" in pod.journal.record.message
+    assert bench.machines.started == []
+
+
+async def test_very_many_variables_fail_the_pod_at_once(bench: Bench) -> None:
+    many = [{"name": "A", "value": "x" * 100_000}]
+    many += [{"name": f"B{i}", "value": "$(A)"} for i in range(3000)]
+    pod = await bench.create(containers=[{"name": "c", "image": "x", "env": many}])
+    await until(pod, lambda: pod.journal.record.terminal)
+    assert "more than 2097152 characters" in pod.journal.record.message

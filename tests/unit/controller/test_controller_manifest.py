@@ -157,6 +157,15 @@ BAD: list[tuple[str, Any, str]] = [
         pod(volumes=[{"name": "v", "nfs": {"server": "s", "path": "/"}}]),
         "volumes[0].nfs: not supported",
     ),
+    ("fsGroup", pod(securityContext={"fsGroup": -1}), "spec.securityContext.fsGroup: -1 is no user or group id"),
+    ("too many groups", pod(securityContext={"supplementalGroups": [1] * 1000}), "1000 groups; at most 512"),
+    ("file modes", pod(volumes=[{"name": "v", "secret": {"secretName": "s", "defaultMode": 4095}}]), "is no file mode"),
+    ("mount over the root", pod({"volumeMounts": [{"name": "v", "mountPath": "/./"}]}, volumes=[VOLUME]), "below /"),
+    (
+        "gRPC service",
+        pod({"livenessProbe": {"grpc": {"port": 1, "service": "a\0b"}}}),
+        f"{C}.livenessProbe.grpc.service",
+    ),
     ("gRPC probe", pod({"livenessProbe": {"grpc": {"port": 0}}}), f"{C}.livenessProbe.grpc.port: 0 is no port"),
     (
         "probe of nothing",
