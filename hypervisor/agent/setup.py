@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from . import storage
 from .errors import UNAVAILABLE, AgentError, conflict, from_os, invalid
 from .fields import Fields
+from .netlink import Netlink
 from .spec import parse_name
 from .volumes import Volumes, VolumeSpec
 
@@ -30,10 +31,16 @@ _SIOCSIFNETMASK = 0x891C
 _IFF_UP_RUNNING = 0x41
 _RTF_UP_GATEWAY = 0x3
 _CLOCK_SLACK_NS = 1_000_000
+GATEWAY4, GATEWAY6 = "169.254.1.1", "fe80::1"
+"""The host's end of the link (hypervisor.net.devices)."""
 
 
 class Network(NamedTuple):
-    """IPv4 by hand: no DHCP, so nothing to wait for."""
+    """By hand: no DHCP, so nothing to wait for.
+
+    Either an IPv4 address on a network with a gateway; or `routed`: addresses, each alone on its link, with the host
+    (whose hardware address is `peer`) as the next hop to everything.
+    """
 
     interface: str
     address: str
@@ -41,6 +48,8 @@ class Network(NamedTuple):
     gateway: str | None
     dns: list[str]
     search: list[str]
+    routed: tuple[str, ...] = ()
+    peer: str = ""
 
 
 #: what QEMU's user-mode network is made of, and so most pods'
@@ -115,6 +124,8 @@ def _network(fields: Fields) -> Network | None:
     if value is None:
         return None
     net = Fields(value, "setup.net")
+    if "addresses" in value:
+        return _routed_network(net)
     address, slash, prefix = net.text("address").partition("/")
     if not slash or not prefix.isdigit() or int(prefix) > 32:
         raise invalid("setup.net.address: must be an IPv4 address with its prefix length, as 10.0.2.15/24")
@@ -129,6 +140,37 @@ def _network(fields: Fields) -> Network | None:
     )
     net.done()
     return network
+
+
+def _routed_network(net: Fields) -> Network:
+    routed = net.texts("addresses", [], limit=64)
+    for address in routed:
+        _any_address(address, "setup.net.addresses")
+    peer = net.text("peer", limit=17)
+    if len(peer.split(":")) != 6 or not all(len(p) == 2 and set(p) <= set("0123456789abcdef") for p in peer.split(":")):
+        raise invalid("setup.net.peer: must be a hardware address, as ee:ee:ee:ee:ee:ee")
+    if not routed:
+        raise invalid("setup.net.addresses: must not be empty")
+    network = Network(
+        interface=net.text("ifname", "eth0", limit=15),
+        address=routed[0],
+        netmask="",
+        gateway=None,
+        dns=[_ipv4(server, "setup.net.dns") for server in net.texts("dns", [], limit=64)],
+        search=[_domain(name) for name in net.texts("search", [], limit=255)],
+        routed=tuple(routed),
+        peer=peer,
+    )
+    net.done()
+    return network
+
+
+def _any_address(text: str, where: str) -> None:
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    try:
+        socket.inet_pton(family, text)
+    except OSError:
+        raise invalid(f"{where}: must be IP addresses, not {text[:80]!r}") from None
 
 
 def _domain(name: str) -> str:
@@ -196,6 +238,9 @@ def _default_route(gateway: str) -> bytes:
 
 def configure_network(network: Network) -> None:
     """Address, netmask, up, default route; raises OSError."""
+    if network.routed:
+        configure_routed(network)
+        return
     name = network.interface.encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
         fcntl.ioctl(s, _SIOCSIFADDR, struct.pack("16s16s8x", name, _sockaddr(network.address)))
@@ -204,6 +249,20 @@ def configure_network(network: Network) -> None:
         if network.gateway is not None:
             with suppress(FileExistsError):  # setup is being repeated
                 fcntl.ioctl(s, _SIOCADDRT, _default_route(network.gateway))
+
+
+def configure_routed(network: Network) -> None:
+    """Every address alone on the link; everything goes to the host; raises OSError."""
+    with Netlink(network.interface) as netlink:
+        netlink.up()
+        for address in network.routed:
+            v6 = ":" in address
+            gateway = GATEWAY6 if v6 else GATEWAY4
+            netlink.add_address(address, 128 if v6 else 32)
+            netlink.add_neighbour(gateway, network.peer)
+            if not v6:
+                netlink.add_link_route(gateway)
+            netlink.add_default_route(gateway, address)
 
 
 def name_files(settings: Settings) -> dict[str, str]:
@@ -285,7 +344,7 @@ class Setup:
         :raises AgentError: Unavailable
         """
         before = self.network
-        if before is not None and network is not None and before[:4] == network[:4]:
+        if before is not None and network is not None and before[:4] + before[6:] == network[:4] + network[6:]:
             return
         try:
             if before is not None:

@@ -47,6 +47,12 @@ def paths_of(settings: Settings) -> ClusterPaths:
     "--warm", metavar="N", type=click.IntRange(0, 1000), help="VMs that each host keeps ready for pods. Default: 0."
 )
 @cluster_networks.options(None)
+@click.option(
+    "--pod-network/--no-pod-network",
+    "pod_network",
+    default=None,
+    help="Pods have addresses that others reach, and Services work; needs root and nftables. Default: no.",
+)
 @click.option("--timeout", metavar="SECONDS", type=float, default=120.0, show_default=True, help="How long to wait.")
 @pass_settings
 def up(
@@ -59,6 +65,7 @@ def up(
     services: str | None,
     pods: str | None,
     node_ports: str | None,
+    pod_network: bool | None,
     timeout: float,
 ) -> None:
     """Start what does not run, and wait until every host is Ready.
@@ -69,9 +76,8 @@ def up(
     from hypervisor.cli.cluster_up import Wanted, bring_up
 
     paths = paths_of(settings)
-    spec = bring_up(
-        paths, Wanted(hosts, store, port, node_grace, services, pods, node_ports, warm), output.note, timeout
-    )
+    wanted = Wanted(hosts, store, port, node_grace, services, pods, node_ports, warm, pod_network)
+    spec = bring_up(paths, wanted, output.note, timeout)
     click.echo(f"The cluster runs: {spec.server}, {len(spec.hosts)} hosts. To use it:")
     click.echo(f"  export KUBECONFIG={paths.kubeconfig}")
     click.echo("  kubectl get nodes")

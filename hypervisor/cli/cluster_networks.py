@@ -17,11 +17,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """As ``hv master`` takes them."""
+    """As ``hv master`` takes them.
+
+    :ivar pod_network: hosts give pods addresses of those ranges; else each pod has QEMU's user-mode network to itself
+    """
 
     services: str = SERVICE_CIDR
     pods: str = POD_CIDR
     node_ports: str = NODE_PORTS
+    pod_network: bool = False
 
     def arguments(self) -> list[str]:
         """For ``hv master``."""
@@ -29,6 +33,13 @@ class Networks:
             *("--service-cidr", self.services, "--pod-cidr", self.pods),
             *("--service-node-ports", self.node_ports),
         ]
+
+    def host_arguments(self) -> list[str]:
+        """For ``hv hostd``."""
+        if not self.pod_network:
+            return []
+        ranges = [*self.pods.split(","), *self.services.split(",")]
+        return ["--pod-network", *(word for text in ranges for word in ("--cluster-cidr", text))]
 
 
 def options(defaults: Networks | None) -> Callable[[Command], Command]:

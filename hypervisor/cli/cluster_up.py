@@ -59,6 +59,7 @@ class Wanted:
     pods: str | None = None
     node_ports: str | None = None
     warm: int | None = None
+    pod_network: bool | None = None
 
 
 def bring_up(paths: ClusterPaths, wanted: Wanted, tell: Tell, timeout: float = READY_TIMEOUT) -> ClusterSpec:
@@ -109,7 +110,7 @@ def planned(paths: ClusterPaths, wanted: Wanted) -> ClusterSpec:
     networks = _networks(wanted, old.networks)
     if networks != old.networks:
         raise InvalidInput(
-            "the cluster has other ranges; make it anew: hv cluster down --delete", where="--service-cidr"
+            "the cluster has another network; make it anew: hv cluster down --delete", where="--service-cidr"
         )
     hosts = _grown(old.hosts, count, wanted.hosts is not None)
     running = {host.name for host in hosts if paths.process(host.name) is not None}
@@ -123,7 +124,12 @@ def _networks(wanted: Wanted, usual: Networks) -> Networks:
     """:raises InvalidInput: a range that will not do"""
     from hypervisor.master.network.ranges import Ranges
 
-    made = Networks(wanted.services or usual.services, wanted.pods or usual.pods, wanted.node_ports or usual.node_ports)
+    made = Networks(
+        wanted.services or usual.services,
+        wanted.pods or usual.pods,
+        wanted.node_ports or usual.node_ports,
+        usual.pod_network if wanted.pod_network is None else wanted.pod_network,
+    )
     Ranges.parse(made.services, made.pods, made.node_ports)
     return made
 
@@ -247,6 +253,7 @@ class _Starter:
             *("--node-name", host.name, "--kubeconfig", str(self._paths.node_kubeconfig(host.name))),
             *("--node-address", host.address, "--node-port", str(host.port)),
             *("--node-memory", f"{memory >> 20}Mi", "--warm", str(self._spec.warm)),
+            *self._spec.networks.host_arguments(),
         ]
 
     def _check_address(self, host: HostSpec) -> None:

@@ -37,8 +37,20 @@ STOP_TIMEOUT = 120.0  # seconds, pods with their grace periods included
 @click.option("--max-pods", metavar="N", type=click.IntRange(1), default=110, help="Pods to take. Default: 110.")
 @click.option("--client-ca", metavar="FILE", help="CA of callers of the node's server. Default: the kubeconfig's.")
 @click.option("--warm", metavar="N", type=WARM, default=0, help="VMs to keep ready for pods. Default: 0.")
+@click.option("--pod-network", is_flag=True, help="Give pods addresses that others reach; the node's ranges are used.")
+@click.option("--pod-cidr", metavar="CIDR", multiple=True, help="The same, with this range; one of IPv4, one of IPv6.")
+@click.option("--cluster-cidr", metavar="CIDR", multiple=True, help="Of all pods and Services; may be given again.")
 @pass_settings
-def hostd(settings: Settings, /, kubeconfig: str | None, warm: int, **node: Any) -> int:
+def hostd(
+    settings: Settings,
+    /,
+    kubeconfig: str | None,
+    warm: int,
+    pod_network: bool,
+    pod_cidr: tuple[str, ...],
+    cluster_cidr: tuple[str, ...],
+    **node: Any,
+) -> int:
     """Run the host's daemon in the foreground.
 
     Commands that need it start it in the background by themselves. SIGTERM ends it and leaves its pods running; the
@@ -51,7 +63,9 @@ def hostd(settings: Settings, /, kubeconfig: str | None, warm: int, **node: Any)
     """
     from hypervisor.controller.hostd import main
 
-    code = main(settings.state, _node(kubeconfig, **node) if kubeconfig else None, warm=warm)
+    config = _node(kubeconfig, cluster_cidrs=cluster_cidr, **node) if kubeconfig else None
+    network: dict[str, Any] = {"pod_network": pod_network, "pod_cidrs": pod_cidr, "cluster_cidrs": cluster_cidr}
+    code = main(settings.state, config, warm=warm, **network)
     return int(code or 0)
 
 
@@ -66,6 +80,7 @@ def _node(
     node_memory: str | None,
     max_pods: int,
     client_ca: str | None,
+    cluster_cidrs: tuple[str, ...],
 ) -> NodeConfig:
     from hypervisor.controller.node.config import NodeConfig
     from hypervisor.kube.quantity import parse_bytes
@@ -81,6 +96,7 @@ def _node(
         memory_bytes=None if node_memory is None else parse_bytes(node_memory, where="--node-memory"),
         max_pods=max_pods,
         client_ca=Path(client_ca).absolute() if client_ca else None,
+        cluster_cidrs=cluster_cidrs,
     )
 
 

@@ -160,6 +160,8 @@ async def _serve_pods(
     pods = Pods(config.paths, services)
     try:
         await pods.load()
+        if network is not None:
+            network.keep_only({pod.stored.uid for pod in pods})
         static = StaticPods(config.paths.manifests, pods)
         stopping = _Stopping()
         token = await asyncio.to_thread(hostfiles.token, config.paths)

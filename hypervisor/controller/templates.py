@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,11 @@ from hypervisor.vmm.templates.store import TemplateStore
 from hypervisor.vmm.templates.template import Template
 from hypervisor.vmm.vm import RunningVm
 
+REFINED_BY = 4
+"""Clones whose own faults are added to their template's working set: what its first pod did not touch, others may."""
+REFINED_PAGES = 128
+"""That each may add."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -43,6 +49,8 @@ class Templates:
     """No other daemon uses the folder."""
     recording: dict[Path, Template] = field(default_factory=dict)
     """Templates whose working set a clone is recording: one at a time, for it starts slower than others."""
+    refined: Counter[Path] = field(default_factory=Counter)
+    """Clones that have added to a template's working set since the daemon's start."""
 
     async def sweep(self, guest_digest: str) -> None:
         """Ends what a daemon that was killed amid making a template has left, and removes the templates of other guest
@@ -98,8 +106,12 @@ class Templates:
         return dataclasses.replace(plan, recording=True)
 
     async def keep_working_set(self, vm: RunningVm) -> None:
-        """What a recording clone has touched becomes its template's working set. Never raises: the next one may do."""
+        """What a recording clone has touched becomes its template's working set; what the next ones touch beyond it is
+        added. Never raises: another one may do.
+        """
         clone = vm.plan.clone
+        if clone is not None and clone.working_set:
+            await self._refine(vm, clone)
         if clone is None or not clone.recording:
             return
         try:
@@ -113,6 +125,19 @@ class Templates:
             log.warning("working set not recorded", template=clone.template.name, reason=str(e))
         finally:
             self.recorded(clone)
+
+    async def _refine(self, vm: RunningVm, clone: ClonePlan) -> None:
+        if self.refined[clone.template] >= REFINED_BY:
+            return
+        self.refined[clone.template] += 1
+        try:
+            pages = await vm.working_set()
+            template = await asyncio.to_thread(Template.linked, vm.plan.files.template)
+            template = dataclasses.replace(template, path=clone.template)
+            size = await asyncio.to_thread(template.extend_working_set, pages, REFINED_PAGES)
+            log.info("working set refined", template=clone.template.name, touched=len(pages), pages=size)
+        except (HvError, OSError) as e:
+            log.warning("working set not refined", template=clone.template.name, reason=str(e))
 
     def recorded(self, clone: ClonePlan | None) -> None:
         """A clone records no more, or has never run; harmless when it had not recorded."""

@@ -17,7 +17,8 @@ MAX_BYTES = 64 << 20
 
 
 async def trace(pod: PodVm, seconds: float) -> bytes:
-    """Turns the vmx's trace points on for so long; what they wrote, as a Chrome trace (JSON). Off again when it is cancelled, too.
+    """Turns the vmx's trace points on for so long; what they wrote, as a Chrome trace (JSON). Off again when it is
+    cancelled, too.
 
     :raises Unavailable: the pod has no VM now, or its vmx does not answer
     """

@@ -7,8 +7,8 @@ and what MAC address it uses matters to nobody: clones of one template keep thei
     guest:  eth0 10.88.0.5/32, default via 169.254.1.1 (on link), its neighbour entry fixed
     host:   tap 169.254.1.1/32, route 10.88.0.5/32 to the tap, its neighbour entry fixed
 
-A tap is not persistent: it lives as long as somebody has its descriptor, which is the pod's QEMU. With QEMU the tap, its
-address and its route are gone, also after ``kill -9`` of everything.
+A tap is not persistent: it lives as long as somebody has its descriptor, which is the pod's QEMU. With QEMU the tap,
+its address and its route are gone, also after ``kill -9`` of everything.
 
 Source of the link-local next hop: Calico's routed workload interfaces.
 """

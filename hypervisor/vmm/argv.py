@@ -173,8 +173,10 @@ def _net(machine: Machine) -> tuple[str, ...]:
     if machine.mac is None:
         return ()
     # Without romfile= QEMU loads a network boot ROM and SeaBIOS runs it. A clone has no neighbours to tell where it is.
-    kind = "tap" if machine.tap else "user"
     netdev = f"tap,id=tap,fd={Fd.NET:d}" if machine.tap else "user,id=user,ipv6=off"
+    if machine.tap and machine.origin == "template":
+        netdev = "hubport,id=tap,hubid=0"  # leads nowhere and, unlike the user-mode network, has no state of its own
+    kind = "tap" if machine.tap else "user"
     device = f"virtio-net-pci,id=net0,netdev={kind},mac={machine.mac},romfile=,guest_announce=off"
     return ("-netdev", netdev, "-device", device)
 

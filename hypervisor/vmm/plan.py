@@ -15,7 +15,7 @@ from hypervisor.vmm import argv as qemu_argv
 from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, Origin, VsockPath
 from hypervisor.vmm.capabilities import RAM_LIBRARY, HostCapabilities
 from hypervisor.vmm.cgroup import Cgroups, Layout, Limits
-from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, BlockPath, DataDisk, Net, VmConfig
+from hypervisor.vmm.config import DATA_SERIAL, MIB, ROOT_SERIAL, BlockPath, DataDisk, VmConfig
 from hypervisor.vmm.confine import Confinement, confined_argv, qemu_view
 from hypervisor.vmm.directory import VmDirectory
 from hypervisor.vmm.identity import VmIdentity
@@ -153,8 +153,7 @@ def plan_template(
     if len(config.image_disks) > IMAGE_SLOTS or config.data_disk is None:
         return None
     identity = dataclasses.replace(identity, cid=identity.cid | TEMPLATE_CIDS)
-    net: Net = "none" if config.net == "none" else "user"  # whose taps a clone has is its own business
-    empty = dataclasses.replace(config, name="template", image_disks=(), data_disk=None, net=net, tap_prefix="")
+    empty = dataclasses.replace(config, name="template", image_disks=(), data_disk=None)
     data = Disk(serial=DATA_SERIAL, path=None, read_only=False, fd=Fd.DISKS + 1)
     disks = (*_disks(empty, directory), data, *_empty_slots(0))
     return _plan(empty, capabilities, directory, identity, "template", disks, None)
@@ -191,7 +190,7 @@ def _plan(
         vmx=VmxPlan(guest_cid=identity.cid if serves_vsock else None, log_bytes=config.console_bytes),
         confinement=_confinement(config, capabilities, machine, directory, identity, cgroup), cgroup=cgroup,
         origin=origin, clone=clone, block=config.block, mac=mac,
-        tap=f"{config.tap_prefix}{identity.cid:08x}" if config.net == "tap" else None,
+        tap=f"{config.tap_prefix}{identity.cid:08x}" if config.net == "tap" and origin != "template" else None,
     )  # fmt: skip
 
 
@@ -236,6 +235,7 @@ def _confinement(
     fds = [Fd.QMP, Fd.CONSOLE, *disks]
     fds += [Fd.VSOCK] if machine.has_vsock else []
     fds += [Fd.RAM, Fd.USERFAULTFD] if lazy else []
+    fds += [Fd.NET] if machine.tap and machine.origin != "template" else []
     return Confinement(
         uid=identity.uid, gid=identity.uid, cgroups=cgroup.cgroups().paths(cgroup.name).directories,
         private_root=private, user_namespace=support.user_namespace,

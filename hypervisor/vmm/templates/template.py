@@ -17,6 +17,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -218,6 +219,23 @@ class Template:
             pass
         finally:
             temporary.unlink(missing_ok=True)
+
+    def extend_working_set(self, pages: Iterable[int], most: int) -> int:
+        """Adds what a clone touched beyond the working set, `most` pages at most; how many it now has.
+
+        :raises OSError: it cannot be written; it is as it was
+        """
+        path = self.working_set_of(self.path)
+        known = dict.fromkeys(self.working_set())
+        fresh = itertools.islice((p for p in dict.fromkeys(pages) if p not in known), most)
+        data = working_set.encode([*known, *fresh], template=self.manifest.ram_sha256, ram_pages=self._pages)
+        temporary = path.with_suffix(f".{os.getpid()}.new")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return len(self.working_set())
 
     @property
     def _pages(self) -> int:

@@ -1,0 +1,235 @@
+"""A host's part of the pod network: which pod has which addresses, and what the kernel must hold for that.
+
+Theory of operation
+-------------------
+``allocate`` gives a pod its addresses and remembers them in a file; ``connect`` makes them reachable once the pod's tap
+is there; ``release`` forgets them. What the kernel holds (routes, the packet filter) is a function of that and of the
+services: one task (`run`) brings the kernel to it, whenever something changed and every few seconds, so that what
+somebody removed by hand comes back. Taps and routes go by themselves with a pod's QEMU.
+
+::
+
+    allocate ──▶ file ──▶ connect (tap, MAC) ──▶ routes, set of the packet filter ──▶ release
+                  │                                     ▲
+                  └── a daemon that starts reads it ────┘  run(): again and again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from hypervisor.errors import HvError, InvalidInput
+from hypervisor.net import firewall
+from hypervisor.net.addresses import Address, Pool, Subnet, parse_cidr
+from hypervisor.net.devices import Devices, enable_forwarding
+from hypervisor.net.ruleset import PodPort, ServicePort, State
+
+log = structlog.get_logger(__name__)
+
+REPAIR_S = 10.0
+"""Between two looks at whether the kernel still holds what it should."""
+MTU = 1500
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Addresses that matter to a host.
+
+    :param pods: this host's pods', one range of each family at most
+    :param cluster: of all pods and services: reached without translation
+    """
+
+    pods: tuple[Subnet, ...]
+    cluster: tuple[Subnet, ...]
+
+
+def parse_ranges(pods: Iterable[str], cluster: Iterable[str]) -> Ranges:
+    """Checked. Raises `InvalidInput`."""
+    own = tuple(parse_cidr(text) for text in pods)
+    if not own or len({r.version for r in own}) != len(own):
+        raise InvalidInput("a host has one range for its pods, or one of IPv4 and one of IPv6", where="podCIDRs")
+    return Ranges(own, (*own, *(parse_cidr(text, where="clusterCIDR") for text in cluster)))
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A pod that is connected."""
+
+    tap: str
+    mac: str
+
+
+class HostNetwork:
+    """The pod network on one host; for one event loop. `run` keeps the kernel as it should be.
+
+    :param file: remembers the ranges and who has which address
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        host = hashlib.sha256(str(file).encode()).hexdigest()[:4]
+        self.tap_prefix = f"pv{host}"
+        self.table = f"podvisor-{host}"
+        self._ranges = Ranges((), ())
+        self._texts: tuple[list[str], list[str]] = ([], [])
+        self._pools: dict[int, Pool] = {}
+        self._addresses: dict[str, tuple[Address, ...]] = {}
+        self._links: dict[str, _Link] = {}
+        self._services: tuple[ServicePort, ...] = ()
+        self._known = asyncio.Event()
+        self._saving = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._settled = asyncio.Condition()
+        self._wanted = self._done = 0
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            saved = json.loads(self._file.read_text())
+            self.set_ranges(saved["pods"], saved["cluster"])
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError):
+            log.warning("addresses of pods are forgotten: the file is damaged", file=str(self._file))
+            return
+        for uid, texts in saved["addresses"].items():
+            self._restore(uid, tuple(ipaddress.ip_address(text) for text in texts))
+
+    def _restore(self, uid: str, addresses: tuple[Address, ...]) -> None:
+        try:
+            for address in addresses:
+                self._pools[address.version].reserve(address)
+        except (InvalidInput, KeyError):
+            return  # of a range that this host no longer has: the pod gets another when it starts anew
+        self._addresses[uid] = addresses
+
+    async def _save(self) -> None:
+        """Writes of two pods never cross: the later one has both."""
+        async with self._saving:
+            await asyncio.to_thread(self._write, self._text())
+
+    def _text(self) -> str:
+        addresses = {uid: [str(a) for a in own] for uid, own in self._addresses.items()}
+        return json.dumps({"pods": self._texts[0], "cluster": self._texts[1], "addresses": addresses})
+
+    def _write(self, text: str) -> None:
+        beside = self._file.with_suffix(".new")
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(self._file)
+
+    def set_ranges(self, pods: Iterable[str], cluster: Iterable[str]) -> None:
+        """Tells the host its part of the cluster's addresses; pods wait for it. Raises `InvalidInput`."""
+        texts = (list(pods), list(cluster))
+        if texts == self._texts:
+            return
+        self._ranges, self._texts = parse_ranges(*texts), texts
+        self._pools, before = {int(r.version): Pool(r) for r in self._ranges.pods}, self._addresses
+        self._addresses = {}
+        for uid, addresses in before.items():
+            self._restore(uid, addresses)
+        self._known.set()
+        self._touch()
+
+    def addresses(self, uid: str) -> tuple[str, ...]:
+        """A pod's, IPv4 first; empty when it has none."""
+        return tuple(str(address) for address in self._addresses.get(uid, ()))
+
+    async def allocate(self, uid: str) -> tuple[str, ...]:
+        """Gives a pod its addresses; the same ones when it has them already. Waits until the host knows its ranges.
+
+        :raises ResourceExhausted: there are none left
+        """
+        await self._known.wait()
+        if uid not in self._addresses:
+            taken: list[Address] = []
+            try:
+                taken.extend(pool.allocate() for _, pool in sorted(self._pools.items()))
+            except HvError:
+                for address in taken:
+                    self._pools[address.version].free(address)
+                raise
+            self._addresses[uid] = tuple(taken)
+            await self._save()
+        return self.addresses(uid)
+
+    async def connect(self, uid: str, tap: str, mac: str) -> None:
+        """Makes a pod reachable; returns when it is. Raises `HvError`."""
+        self._links[uid] = _Link(tap, mac)
+        async with Devices.opened() as devices:
+            await devices.connect(tap, mac, self._addresses[uid], mtu=MTU)
+        await self._settle()
+
+    async def release(self, uid: str) -> None:
+        """Takes a pod's addresses back; harmless for one that has none."""
+        self._links.pop(uid, None)
+        for address in self._addresses.pop(uid, ()):
+            self._pools[address.version].free(address)
+        await self._save()
+        self._touch()
+
+    def keep_only(self, uids: set[str]) -> None:
+        """Frees what belongs to pods that are no more. Before the first pod starts."""
+        for uid in set(self._addresses) - uids:
+            for address in self._addresses.pop(uid):
+                self._pools[address.version].free(address)
+        self._write(self._text())
+
+    def set_services(self, services: tuple[ServicePort, ...]) -> None:
+        """What services there are now."""
+        if services != self._services:
+            self._services = services
+            self._touch()
+
+    def state(self) -> State:
+        """What the packet filter should be."""
+        pods = tuple(PodPort(link.tap, self._addresses[uid]) for uid, link in sorted(self._links.items()))
+        return State(self.table, self.tap_prefix, self._ranges.cluster, pods, self._services)
+
+    def _touch(self) -> None:
+        self._wanted += 1
+        self._changed.set()
+
+    async def _settle(self) -> None:
+        self._touch()
+        mine = self._wanted
+        async with self._settled:
+            await self._settled.wait_for(lambda: self._done >= mine)
+
+    async def run(self) -> None:
+        """Keeps the kernel as it should be, until it is cancelled; then takes the packet filter back."""
+        enable_forwarding()
+        try:
+            while True:
+                await self._once()
+                try:
+                    async with asyncio.timeout(REPAIR_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            if not self._links:
+                await asyncio.shield(firewall.remove(self.table))
+
+    async def _once(self) -> None:
+        self._changed.clear()
+        aim = self._wanted
+        try:
+            if aim != self._done or not await firewall.is_there(self.table):
+                await firewall.apply(self.state())
+        except HvError as error:
+            log.warning("packet filter is not as it should be", reason=str(error))
+        async with self._settled:
+            self._done = aim
+            self._settled.notify_all()
