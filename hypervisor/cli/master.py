@@ -33,6 +33,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Without a sign of life for so long, a node is taken for lost.",
 )
 @click.option("--name", "names", metavar="NAME", multiple=True, help="Another name or address of this server. Repeat.")
+@click.option(
+    "--approve-serving/--no-approve-serving",
+    default=True,
+    show_default=True,
+    help="Approve nodes' serving certificates unasked. Upstream waits for: kubectl certificate approve.",
+)
 @click.option("--etcd-cafile", metavar="FILE", type=_FILE, help="The authority of etcd's certificates.")
 @click.option("--etcd-certfile", metavar="FILE", type=_FILE, help="The certificate that this server shows to etcd.")
 @click.option("--etcd-keyfile", metavar="FILE", type=_FILE, help="Its key.")
@@ -44,6 +50,7 @@ def master(
     store: str,
     node_grace: float,
     names: tuple[str, ...],
+    approve_serving: bool,
     etcd_cafile: Path | None,
     etcd_certfile: Path | None,
     etcd_keyfile: Path | None,
@@ -62,6 +69,14 @@ def master(
 
     ranges, etcd = Ranges.parse(services, pods, node_ports), EtcdTls(etcd_cafile, etcd_certfile, etcd_keyfile)
     config = MasterConfig(
-        Path(state), address, port, store, names, node_grace_s=node_grace, ranges=ranges, etcd_tls=etcd
+        Path(state),
+        address,
+        port,
+        store,
+        names,
+        node_grace_s=node_grace,
+        ranges=ranges,
+        etcd_tls=etcd,
+        approve_serving=approve_serving,
     )
     return main(config)

@@ -84,6 +84,7 @@ class MasterConfig:
     :ivar names: other host names and addresses by which clients call this server
     :ivar controllers: False: objects are kept and nothing acts on them
     :ivar node_grace_s: without a sign of life for so long a node is taken for lost
+    :ivar approve_serving: False: somebody has to approve the serving certificates of nodes, as upstream has it
     :ivar etcd_tls: how it proves to etcd who it is
     :ivar ranges: of the addresses of Services, of node ports and of nodes' pods
     """
@@ -97,6 +98,7 @@ class MasterConfig:
     node_grace_s: float = GRACE_S
     ranges: Ranges = field(default_factory=Ranges.parse)
     etcd_tls: EtcdTls = field(default_factory=EtcdTls)
+    approve_serving: bool = True
 
     @property
     def pki(self) -> Path:
@@ -209,7 +211,7 @@ async def _control_loops(
 ) -> AsyncIterator[None]:
     """Scheduler and controllers, until the context is left."""
     view = RegistryView(KINDS, registry)
-    certificates = CertificateController(client, auth.ca, auth.authorizer, view)
+    certificates = CertificateController(client, auth.ca, auth.authorizer, view, approve_serving=config.approve_serving)
     loops = run_control_loops(
         client,
         ca_pem=auth.ca.pem.decode(),

@@ -117,8 +117,11 @@ class CertificateController:
         authorizer: Authorizer,
         view: ObjectView,
         now: Callable[[], float] = time.time,
+        *,
+        approve_serving: bool = True,
     ) -> None:
         self._client = client
+        self._approve_serving = approve_serving
         self._ca = ca
         self._authorizer = authorizer
         self._view = view
@@ -152,6 +155,8 @@ class CertificateController:
 
     async def _approve(self, obj: Object, left: float) -> float:
         wanted = csr.parse(obj)
+        if wanted.signer == csr.SERVING and not self._approve_serving:
+            return left
         if csr.approved_unasked(wanted, self._authorizer, list(self._view.list(NODES))):
             why = "Auto approving a certificate that a node may have"
             await self._put(obj, "approval", _condition("Approved", "AutoApproved", why))
