@@ -13,6 +13,7 @@ static const struct pv_filter_class *const classes[] = {
     &pv_delay_class,
     &pv_error_class,
     &pv_throttle_class,
+    &pv_python_class,
     &pv_cache_class,
     &pv_linkedclone_class,
     &pv_encrypt_class,

@@ -9,7 +9,8 @@
 
 extern const struct pv_filter_class pv_null_class, pv_template_class, pv_trace_class, pv_stats_class, pv_delay_class,
     pv_error_class, pv_throttle_class, pv_linkedclone_class, pv_snapshot_class,
-    pv_encrypt_class, pv_integrity_class, pv_cache_class, pv_mirror_class;
+    pv_encrypt_class, pv_integrity_class, pv_cache_class, pv_mirror_class,
+    pv_python_class;
 
 /* Figures: one thread adds (the loop's), any thread reads. */
 static inline void pv_add(uint64_t *counter, uint64_t more)
