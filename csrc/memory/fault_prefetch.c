@@ -3,9 +3,11 @@
 
 #include "fault_rooms.h"
 
+/* Zeroes need none: pages that were fresh memory for one clone are so for the next. */
 static int has_source(const struct pv_fault *server, const struct pv_vad *vad)
 {
-    return pv_vad_source(vad) < PV_FAULT_SOURCES && server->sources[pv_vad_source(vad)];
+    return pv_vad_kind(vad) == PV_SOURCE_ZERO ||
+           (pv_vad_source(vad) < PV_FAULT_SOURCES && server->sources[pv_vad_source(vad)]);
 }
 
 /* How many of pages[0..count) are consecutive, absent and one VAD's; they become one run. 0 when the first needs nothing. */
@@ -18,8 +20,7 @@ static uint64_t gather(struct pv_fault *server, const uint32_t *pages, uint64_t 
         return 0;
     pv_space_read_lock(server->config.space, server->prefetching);
     *run = (struct run){.page = pages[0], .reader = server->prefetching};
-    if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) &&
-        pv_vad_kind(base.vad) != PV_SOURCE_ZERO && has_source(server, base.vad)) {
+    if (pv_space_lookup(server->config.space, run->page << PV_PAGE_SHIFT, &base) && has_source(server, base.vad)) {
         uint64_t limit = pv_fault_locate(server, &base, run) ? 0 : pv_fault_pages_left(run);
 
         while (n < count && pages[n] == pages[0] + n && pages[n] < server->pages && n < limit &&

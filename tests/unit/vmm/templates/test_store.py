@@ -175,6 +175,15 @@ async def test_a_damaged_working_set_is_dropped_and_recorded_anew(store: Templat
     assert list(template.working_set()) == [8]
 
 
+async def test_a_working_set_grows_by_what_later_clones_touch(store: TemplateStore) -> None:
+    template = await store.get(KEY, build)
+    template.keep_working_set([5, 3])
+    assert template.extend_working_set([3, 9, 9, 7, SIZE // PAGE, 1], most=2) == 4
+    assert list(template.working_set()) == [5, 3, 9, 7]
+    assert template.extend_working_set([9], most=2) == 4
+    assert [p.name for p in template.path.iterdir() if "new" in p.name] == []
+
+
 def test_a_working_set_is_bounded_and_filled_in_order() -> None:
     pages = list(range(100_000, 0, -1))
     data = working_set.encode(pages, template="00" * 32, ram_pages=1 << 20)
