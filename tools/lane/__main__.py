@@ -35,6 +35,8 @@ def main() -> int:
     results = options.out / "results"
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
+    for left in options.out.glob(".*-????????"):
+        shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
     begun = time.monotonic()
     try:
         status = _run(options, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -62,10 +63,19 @@ async def test_calls_about_a_container_that_is_not_there(agent: AgentUnderTest, 
     assert "'ghost': the pod has no such container (it has: none)" in error["message"]
 
 
-async def test_a_call_before_setup_is_a_conflict(agent: AgentUnderTest) -> None:
+@pytest.mark.parametrize(("call", "args"), [("container.remove", {"name": "x"}), ("clock", {})])
+async def test_a_call_before_setup_is_a_conflict(agent: AgentUnderTest, call: str, args: dict[str, Any]) -> None:
     agent.agent.setup.done = False
-    error = (await (await agent.connect()).ask("container.remove", name="x"))["error"]
+    error = (await (await agent.connect()).ask(call, **args))["error"]
     assert error["reason"] == "Conflict" and "call setup first" in error["message"]
+
+
+async def test_the_clock_is_told(agent: AgentUnderTest) -> None:
+    client = await agent.connect()
+    before = time.time_ns()
+    assert before <= (await client.ask("clock", add_ns=0))["result"]["clock_ns"] <= time.time_ns()
+    error = (await client.ask("clock", add_ns="noon"))["error"]
+    assert error["reason"] == "Invalid" and "clock.add_ns" in error["message"]
 
 
 async def test_a_ten_megabyte_command_line_is_refused(agent: AgentUnderTest) -> None:
