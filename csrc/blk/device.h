@@ -48,6 +48,7 @@ struct pv_blk_request {
     struct pv_blk *blk;
     unsigned ring;
     uint8_t *status; /* in the guest's memory */
+    uint64_t started; /* for a trace; 0: none is on */
     struct pv_link link; /* free, or parked */
     struct pv_chain chain;
 };

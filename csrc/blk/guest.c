@@ -9,6 +9,7 @@
 #include "device.h"
 #include "iofilter/disks.h"
 #include "iofilter/uring.h"
+#include "percpu/trace_point.h"
 
 struct call {
     struct pv_blk *blk;
@@ -165,4 +166,9 @@ void pv_guest_free(struct pv_blk *blk)
     pthread_cond_destroy(&ending.ended);
     pthread_mutex_destroy(&ending.mutex);
     pv_loop_call(loop, end, blk);
+}
+
+void pv_guest_trace(const void *hook)
+{
+    pv_trace_use(hook);
 }

@@ -25,6 +25,8 @@ int pv_guest_insert(struct pv_blk *blk, struct pv_disk *disk, struct pv_disk_fai
 int pv_guest_connect(struct pv_blk *blk, int fd, struct pv_disk_fail *fail);
 /* Likewise a listening one. */
 int pv_guest_listen(struct pv_blk *blk, int fd, struct pv_disk_fail *fail);
+/* Where the trace points of this module go: a struct pv_trace_hook that stays (percpu/trace_point.h), or NULL. Any thread. */
+void pv_guest_trace(const void *hook);
 /* Waits until what is under way has ended, and frees the device. */
 void pv_guest_free(struct pv_blk *blk);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "device.h"
+#include "percpu/trace_point.h"
 
 #define SECTOR 512U
 #define BATCH 64 /* requests of one ring before the other rings, and other devices, have their turn */
@@ -60,6 +61,7 @@ static void end(struct pv_blk_request *request, uint8_t status)
     struct iovec last = {.iov_base = request->status, .iov_len = 1};
 
     *request->status = status;
+    PV_TRACE_SPAN(PV_TRACE_BLOCK, request->started, chain->in_len + chain->out_len);
     pv_fe_log_written(&blk->fe, chain->iov + chain->out_count, chain->in_count, chain->in_len);
     pv_fe_log_written(&blk->fe, &last, 1, 1);
     pv_vq_push(&blk->fe.rings[request->ring].vq, chain->head, (uint32_t)chain->in_len);
@@ -336,6 +338,7 @@ bool pv_blk_serve(struct pv_blk *blk, unsigned ring)
             break;
         }
         request->ring = ring;
+        request->started = PV_TRACE_NOW();
         pv_fe_hold(&blk->fe);
         pv_blk_count(&blk->stats.requests, 1);
         if (resumed)

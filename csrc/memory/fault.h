@@ -99,6 +99,9 @@ int pv_fault_map_hook(void *server, int mapped, void *start, uint64_t length, ui
 /* Another fault-around window from the next fault on; any thread. 0, or -1 with *err = EINVAL: no power of two up to 512. */
 int pv_fault_set_around(struct pv_fault *server, uint32_t around_pages, int *err);
 
+/* Where the trace points of this module go: a struct pv_trace_hook that stays (percpu/trace_point.h), or NULL. Any thread. */
+void pv_fault_trace(const void *hook);
+
 /* Serves until pv_fault_stop (0) or until something cannot be served (-1, *err = EIO and a reason). In a thread of its own. */
 int pv_fault_run(struct pv_fault *server, int *err);
 

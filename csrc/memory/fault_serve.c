@@ -9,6 +9,7 @@
 
 #include "fault_place.h"
 #include "fault_rooms.h"
+#include "../percpu/trace_point.h"
 
 #define MESSAGES 16 /* read at once: what several vCPUs and back ends may have asked meanwhile */
 
@@ -37,7 +38,7 @@ static void note_touch(struct pv_fault *server, uint64_t page, uint64_t started)
 
 static int serve_touch(struct pv_fault *server, int uffd, uint64_t address)
 {
-    uint64_t started = now_ns(), page, filled;
+    uint64_t started = now_ns(), ticks = PV_TRACE_NOW(), page, filled;
     struct range range;
     struct run run;
 
@@ -55,6 +56,7 @@ static int serve_touch(struct pv_fault *server, int uffd, uint64_t address)
     if (filled != run.count)
         pv_fault_wake_range(&range, address, PV_PAGE_SIZE); /* another's copy came first, or none could be made: it faults again */
     note_touch(server, page, started);
+    PV_TRACE_SPAN(PV_TRACE_FAULT, ticks, page << PV_PAGE_SHIFT);
     return 0;
 }
 
@@ -108,6 +110,11 @@ static int uffds_to_poll(struct pv_fault *server, struct pollfd *polled)
         polled[i] = (struct pollfd){server->uffds[i], POLLIN, 0};
     pthread_mutex_unlock(&server->table);
     return uffds;
+}
+
+void pv_fault_trace(const void *hook)
+{
+    pv_trace_use(hook);
 }
 
 int pv_fault_run(struct pv_fault *server, int *err)

@@ -9,7 +9,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SOURCES = ("area.c", "face.c", "ring.c", "rseq.c", "slow.c")
+SOURCES = ("area.c", "face.c", "ring.c", "rseq.c", "slow.c", "trace.c")
 
 
 def declarations() -> str:

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "ring.h"
+#include "trace.h"
 
 struct pv_face_ring {
     struct pv_ring ring;
@@ -159,4 +160,46 @@ int pv_face_ring_count(const struct pv_face_ring *ring, struct pv_face_counts *o
     out->abandoned = counts.abandoned;
     out->waiting_bytes = counts.waiting_bytes;
     return 0;
+}
+
+/* ---- traces ------------------------------------------------------------------------------------------------------ */
+
+struct pv_face_trace {
+    struct pv_trace trace;
+};
+
+int pv_face_trace_open(struct pv_percpu *areas, uint32_t records, struct pv_face_trace **out, int *err)
+{
+    struct pv_face_trace *trace = malloc(sizeof *trace);
+
+    if (!trace) {
+        *err = ENOMEM;
+        return -1;
+    }
+    if (pv_trace_create(areas, records, &trace->trace, err)) {
+        free(trace);
+        return -1;
+    }
+    *out = trace;
+    return 0;
+}
+
+void pv_face_trace_close(struct pv_face_trace *trace)
+{
+    free(trace);
+}
+
+const void *pv_face_trace_hook(const struct pv_face_trace *trace)
+{
+    return &trace->trace.hook;
+}
+
+void pv_face_trace_put(struct pv_face_trace *trace, uint64_t argument)
+{
+    pv_trace_put(&trace->trace, PV_TRACE_INSTANT, PV_TRACE_OTHER, argument, 0);
+}
+
+int pv_face_trace_write(const struct pv_face_trace *trace, int fd, uint64_t *events, int *err)
+{
+    return pv_trace_write(&trace->trace, fd, events, err);
 }

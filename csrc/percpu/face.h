@@ -42,6 +42,14 @@ void pv_face_ring_handles(const struct pv_face_ring *ring, uint64_t *control, ui
 int pv_face_ring_put(const struct pv_face_ring *ring, const void *data, uint32_t bytes);
 /* The oldest record of the first area from `from` on that has one: its area, -1 when none has, -2 and *err. */
 int pv_face_ring_read(const struct pv_face_ring *ring, uint32_t from, void *out, size_t room, size_t *bytes, int *err);
+/* A trace (trace.h). `hook`: what other modules' pv_..._trace take. Closing leaves its items in the areas, which may have gone before. */
+struct pv_face_trace;
+int pv_face_trace_open(struct pv_percpu *areas, uint32_t records, struct pv_face_trace **out, int *err);
+void pv_face_trace_close(struct pv_face_trace *trace);
+const void *pv_face_trace_hook(const struct pv_face_trace *trace);
+void pv_face_trace_put(struct pv_face_trace *trace, uint64_t argument);
+int pv_face_trace_write(const struct pv_face_trace *trace, int fd, uint64_t *events, int *err);
+
 int pv_face_ring_count(const struct pv_face_ring *ring, struct pv_face_counts *out, int *err);
 
 #endif

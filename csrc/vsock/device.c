@@ -18,6 +18,7 @@
 
 #include "common/cleanup.h"
 #include "device.h"
+#include "percpu/trace_point.h"
 
 #define EVENTS_A_TURN 64
 #define DEFAULT_CONNECTIONS 2048
@@ -216,6 +217,7 @@ int pv_vsock_turn(struct pv_vsock *v, int *err)
 {
     struct epoll_event events[EVENTS_A_TURN];
     int count = wait_for_events(v, events, err);
+    uint64_t started = PV_TRACE_NOW();
 
     if (count < 0)
         return -1;
@@ -229,7 +231,13 @@ int pv_vsock_turn(struct pv_vsock *v, int *err)
     note_rings(v);
     pv_conn_expire(v);
     pv_conn_bury(v);
+    PV_TRACE_SPAN(PV_TRACE_VSOCK, started, count);
     return 0;
+}
+
+void pv_vsock_trace(const void *hook)
+{
+    pv_trace_use(hook);
 }
 
 int pv_vsock_run(struct pv_vsock *v, int *err)

@@ -76,6 +76,9 @@ void pv_vsock_get_stats(const struct pv_vsock *vsock, struct pv_vsock_stats *out
 /* Name of the latest fault of guest or front end, "" when there was none. The text lives for ever. */
 const char *pv_vsock_fault(const struct pv_vsock *vsock);
 
+/* Where the trace points of this module go: a struct pv_trace_hook that stays (percpu/trace_point.h), or NULL. Any thread. */
+void pv_vsock_trace(const void *hook);
+
 /* Closes everything. Not while pv_vsock_run is running; NULL is allowed. */
 void pv_vsock_destroy(struct pv_vsock *vsock);
 

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "console": ("console", "console", "Print the console of a pod's VM: kernel and agent messages."),
     "debug": ("debug", "debug", "Open a shell in a pod's guest, beside its containers."),
     "inspect": ("inspect", "inspect", "Show a pod's VM as the hypervisor sees it."),
+    "trace": ("trace", "trace", "Record what the hypervisor does for a pod, event by event."),
     "top": ("top", "top", "Show what pods use: CPU, memory, processes, disk."),
     "apply": ("apply", "apply", "Start pods from Kubernetes v1 Pod manifests."),
     "image": ("image", "image", "Pull, import, list and remove images."),

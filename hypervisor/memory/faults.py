@@ -77,6 +77,11 @@ class FaultServer:
         self._thread: threading.Thread | None = None
         self.failed = threading.Event()
 
+    @staticmethod
+    def trace(hook: int) -> None:
+        """Where trace points of fault servers go, of this process's all: `PerCpuTrace.hook`, or 0 for nowhere."""
+        lib.pv_fault_trace(ffi.cast("void *", hook))
+
     def _alive(self) -> Any:
         if self._handle is None:
             raise Unavailable("the fault server is closed")

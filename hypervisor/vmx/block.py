@@ -48,6 +48,11 @@ class BlockDevices:
             if lib.pv_guest_connect(device, frontend, fail):
                 raise error_of(fail)
 
+    @staticmethod
+    def trace(hook: int) -> None:
+        """Where trace points of block devices go, of this process's all: `PerCpuTrace.hook`, or 0 for nowhere."""
+        lib.pv_guest_trace(ffi.cast("void *", hook))
+
     def _make(self, config: BlockConfig) -> Any:
         fail = new_fail()
         wanted = ffi.new("struct pv_blk_config *")

@@ -37,6 +37,7 @@ from hypervisor.vmx.console import StreamLog, StreamLogs
 from hypervisor.vmx.control import ControlServer
 from hypervisor.vmx.process import ProcessId
 from hypervisor.vmx.ram import LazyRam
+from hypervisor.vmx.trace import DeviceTrace
 from hypervisor.vsock.backend import VhostUserVsock, bind_listener
 
 _DRAIN_SECONDS = 2.0
@@ -73,10 +74,14 @@ class Device:
         self._has_streams = bool(fds.streams)
         pairs = zip(fds.streams, config.stream_limits, strict=True)
         self._logs = StreamLogs([StreamLog(source, sink, size) for (source, sink), size in pairs])
+        self._trace = DeviceTrace([part.trace for part in (self._ram, self._vsock, self._blocks) if part is not None])
         calls = {"stats": self.stats, "ping": dict, "stop": lambda: self.stop("told to stop")}
+        calls |= {"trace-start": self._trace.start, "trace-stop": self._trace.stop}
         if self._ram is not None:
             calls["working-set"] = self._ram.working_set
-        taking: dict[str, Callable[[str, int], None]] = {} if self._blocks is None else {"insert": self._insert}
+        taking: dict[str, Callable[[str, int], None]] = {"trace": self._take_trace}
+        if self._blocks is not None:
+            taking["insert"] = self._insert
         self._control = ControlServer(self._bind(CONTROL_SOCKET), calls, taking)
 
     def _bind(self, name: str) -> socket.socket:
@@ -112,6 +117,12 @@ class Device:
     def _insert(self, serial: str, fd: int) -> None:
         assert self._blocks is not None
         self._blocks.insert(serial, fd)
+
+    def _take_trace(self, _name: str, fd: int) -> None:
+        try:
+            self._trace.take(fd)
+        finally:
+            os.close(fd)
 
     def stats(self) -> dict[str, Any]:
         """Counters for the control socket."""

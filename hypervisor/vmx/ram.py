@@ -72,6 +72,10 @@ class LazyRam:
         """For the vsock device; see `FaultServer.map_hook`."""
         return self._server.map_hook()
 
+    def trace(self, hook: int) -> None:
+        """See `FaultServer.trace`."""
+        self._server.trace(hook)
+
     def start(self) -> None:
         """Starts the threads: the server, one that waits for QEMU's mapping and prefetches, one for the server's end.
 

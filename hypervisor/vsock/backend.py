@@ -128,6 +128,10 @@ class VhostUserVsock:
         self._lib.pv_vsock_get_stats(self._alive(), out)
         return {name: int(getattr(out, name)) for name, _ in self._ffi.typeof("struct pv_vsock_stats").fields}
 
+    def trace(self, hook: int) -> None:
+        """Where trace points of vsock devices go, of this process's all: `PerCpuTrace.hook`, or 0 for nowhere."""
+        self._lib.pv_vsock_trace(self._ffi.cast("void *", hook))
+
     def close(self) -> None:
         """Closes everything. The device must not be running. Harmless when repeated."""
         handle, self._handle = self._handle, None

@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"errors"},
     "iofilter": {"errors"},
     "percpu": {"errors"},
-    "vmx": {"errors", "vsock", "memory", "iofilter"},
+    "vmx": {"errors", "vsock", "memory", "iofilter", "percpu"},
     "vmm": {"errors", "vsock", "memory", "vmx"},
     "images": {"errors"},
     "net": {"errors"},
