@@ -26,6 +26,7 @@ SECTIONS = {
     "growth": 5,
     "percpu": 15,
     "nbd": 5,
+    "block": 5,
 }
 
 
