@@ -28,6 +28,9 @@
  *
  * fork(2): the child shares the areas. A thread or process that is killed leaves each item as its last commit made it.
  *
+ * Processes that share areas trust each other: attaching and handles are checked, and rings check what they read (ring.h), but an operation
+ * believes its slot.
+ *
  * Any function may be called by any thread, except where it says otherwise. Errors: 0/-1 and *err.
  *
  * Source: US 10331556.
