@@ -10,7 +10,7 @@ from measure import Figure
 
 FOLDER = Path(__file__).parent
 MEMORY = FOLDER.parents[1] / "csrc" / "memory"
-PLACEMENTS = {"same": "the faulting CPU", "free": "the CPU that the kernel chose", "other": "another CPU"}
+PLACEMENTS = {"same": "the faulting CPU", "free": "the CPU that the kernel chose, or ours", "other": "another CPU"}
 HANDLERS = {"bare": "a bare handler", "server": "our server"}
 
 
@@ -20,7 +20,7 @@ def run(rounds: int) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "faults"
         sources = (FOLDER / "faults.c", *sorted(set(MEMORY.glob("*.c")) - set(MEMORY.glob("preload*.c"))))
-        flags = ("-O2", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-fstack-protector-strong")
+        flags = ("-O2", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-fstack-protector-strong", f"-I{MEMORY.parent}")
         subprocess.run(["gcc", *flags, "-o", program, *sources, "-lpthread", "-lzstd"], check=True)
         for line in subprocess.run([program, str(rounds)], check=True, capture_output=True, text=True).stdout.split(
             "\n"

@@ -21,6 +21,7 @@ SECTIONS = {
     "store": 3,
     "memory": 1,
     "rival": 12,
+    "sources": 5,
     "faults": 9,
     "apiserver": 3,
     "growth": 5,
