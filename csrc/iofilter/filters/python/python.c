@@ -560,7 +560,6 @@ const struct pv_filter_class pv_python_class = {
     .order = PV_INSPECTION,
     .size = sizeof(struct python),
     .types = PV_ALL_TYPES,
-    .persistent = true,
     .open = python_open,
     .close = python_close,
     .attached = python_attached,
