@@ -68,7 +68,7 @@ def test_a_pod_on_each_host(pods: Cluster, host: str) -> None:
     "verb",
     [
         ("delete", "pod", "on-host-2"),
-        ("get", "node", "host-2"),
+        ("label", "node", "host-2", "a=b"),
         ("get", "secrets"),
         ("label", "node", "host-1", "node-restriction.kubernetes.io/a=b"),
         ("patch", "pod", "on-host-2", "--subresource=status", "-p", '{"status":{"message":"mine"}}'),

@@ -168,3 +168,46 @@ def test_namespaces_come_and_go(kubectl: Kubectl) -> None:
     kubectl("delete", "namespace", "brief", "--timeout=20s")
     assert "NotFound" in kubectl("get", "namespace", "brief", code=1)
     assert "not found" in inside("create", "configmap", "late", code=1)
+
+
+def test_services_get_addresses(kubectl: Kubectl) -> None:
+    kubectl("create", "service", "nodeport", "door", "--tcp=80:8080")
+    spec = kubectl.get("service", "door")["spec"]
+    assert spec["clusterIP"].startswith("10.96.")
+    assert 30000 <= spec["ports"][0]["nodePort"] <= 32767
+    row = kubectl("get", "service", "door").splitlines()[1].split()
+    assert row[2] == spec["clusterIP"]
+    assert row[4] == f"80:{spec['ports'][0]['nodePort']}/TCP"
+    kubectl("delete", "service", "door")
+
+
+STATEFUL = DEPLOYMENT.replace("kind: Deployment", "kind: StatefulSet").replace(
+    "replicas: 2", "replicas: 2\n  serviceName: x"
+)
+
+
+def test_stateful_sets_and_cron_jobs(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", "-", stdin=STATEFUL.replace("name: web,", "name: kept,"))
+    until(lambda: "kept-0" in kubectl("get", "pods"))  # kept-1 waits for it
+    assert kubectl("get", "sts", "kept").splitlines()[1].split()[1] == "0/2"
+    kubectl("set", "image", "sts/kept", "*=busybox:2")
+    until(lambda: len(kubectl("rollout", "history", "sts/kept").strip().splitlines()) == 4)
+    kubectl("rollout", "undo", "sts/kept")
+    assert kubectl.get("sts", "kept")["spec"]["template"]["spec"]["containers"][0]["image"] == "busybox:1"
+    kubectl("delete", "sts", "kept")
+    kubectl("create", "cronjob", "tick", "--image=busybox", "--schedule=*/5 * * * *", "--", "true")
+    assert "*/5 * * * *" in kubectl("get", "cronjob", "tick")
+    kubectl("create", "job", "now", "--from=cronjob/tick")
+    assert kubectl.get("job", "now")["spec"]["template"]["spec"]["containers"][0]["command"] == ["true"]
+    kubectl("delete", "cronjob", "tick")
+    until(lambda: "now" not in kubectl("get", "jobs"))  # it was the CronJob's
+
+
+def test_quotas_are_kept_and_told(kubectl: Kubectl) -> None:
+    kubectl("create", "namespace", "small")
+    until(lambda: "default" in kubectl("get", "serviceaccounts", "-n", "small"))
+    kubectl("create", "quota", "few", "--hard=configmaps=2", "-n", "small")
+    until(lambda: "configmaps  1     2" in kubectl("describe", "quota", "few", "-n", "small"))
+    kubectl("create", "configmap", "one", "-n", "small")
+    assert "exceeded quota: few" in kubectl("create", "configmap", "two", "-n", "small", code=1)
+    kubectl("delete", "namespace", "small", "--wait=false")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypervisor.kube.errors import bad_request
+from hypervisor.kube.errors import ApiError, bad_request
 from hypervisor.kube.meta import rfc3339
 from hypervisor.master.kinds.table import KINDS
 from hypervisor.master.schema.load import META, Schema
@@ -58,6 +58,8 @@ def decode_protobuf(body: bytes) -> dict[str, Any]:
     try:
         version, kind, raw = _envelope(body[len(MAGIC) :])
         name = _schema_name(version, kind)
+        if name not in table():
+            raise ApiError("UnsupportedMediaType", f"a {kind} is not taken in protobuf: send it as JSON or YAML")
         value = _message(raw, Schema.load().type_of(name), name, 0)
     except (_Malformed, UnicodeDecodeError, OverflowError) as e:
         raise bad_request(f"the protobuf body cannot be decoded: {e}") from e
