@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
+import functools
 import gc
+import hashlib
 import os
 import signal
 import socket
@@ -29,7 +32,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from hypervisor.errors import InvalidInput, Unavailable
+from hypervisor.errors import Conflict, InvalidInput, Unavailable
 from hypervisor.kube import kubeconfig
 from hypervisor.kube.client import ApiClient
 from hypervisor.kube.errors import ApiError
@@ -52,6 +55,7 @@ from hypervisor.master.auth import bootstrap, parties
 from hypervisor.master.auth.ca import client_context, server_context
 from hypervisor.master.auth.certificates import CertificateController
 from hypervisor.master.auth.stack import Auth, open_auth
+from hypervisor.master.controllers.leader import Leadership
 from hypervisor.master.controllers.nodelifecycle import GRACE_S
 from hypervisor.master.controllers.run import run_control_loops
 from hypervisor.master.custom.catalog import Catalog
@@ -160,6 +164,7 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
     await asyncio.to_thread(_private, config.state)
     async with AsyncExitStack() as stack:
         stack.enter_context(_full_disk_is_told(config.state))
+        stack.enter_context(_locked(config.state))
         store = await _open_store(config)
         stack.push_async_callback(store.close)
         kept = [k for k in KINDS if k.stored and k.kept_as is None]
@@ -194,6 +199,25 @@ async def _custom_kinds(client: ApiClient, kinds: Kinds, registry: Registry) -> 
         yield
 
 
+def _identity(config: MasterConfig) -> str:
+    """The same for each process of this master; its lock makes sure that there is one at a time."""
+    where = hashlib.sha256(str(config.state.resolve()).encode()).hexdigest()[:12]
+    return f"{socket.gethostname()}_{where}"
+
+
+@contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    fd = os.open(state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"{state} is in use by another master: stop that one first") from None
+        yield
+    finally:
+        os.close(fd)
+
+
 @asynccontextmanager
 async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     task = asyncio.create_task(work, name=name)
@@ -212,7 +236,8 @@ async def _control_loops(
     """Scheduler and controllers, until the context is left."""
     view = RegistryView(KINDS, registry)
     certificates = CertificateController(client, auth.ca, auth.authorizer, view, approve_serving=config.approve_serving)
-    loops = run_control_loops(
+    loops = functools.partial(
+        run_control_loops,
         client,
         ca_pem=auth.ca.pem.decode(),
         collected=[k.resource for k in KINDS if k.stored and k.kept_as is None],
@@ -220,7 +245,10 @@ async def _control_loops(
         pod_networks=config.ranges.pods,
         more=(certificates,),
     )
-    async with _running(loops, "control loops"):
+    # SQLite's file has one master, by its lock; of those on one etcd one at a time acts.
+    alone = config.store == "sqlite"
+    work = loops() if alone else Leadership(client, _identity(config)).run(loops)
+    async with _running(work, "control loops"):
         yield
 
 
