@@ -38,10 +38,17 @@ class BlockDevices:
         self._map_hook = map_hook
         self._disks: dict[str, Any] = {}
         self._devices: dict[str, Any] = {}
+        try:
+            self._make_all(fds)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_all(self, fds: Sequence[tuple[int, int | None]]) -> None:
         fail = new_fail()
         if lib.pv_guest_prepare(self._loop.handle, fail):
             raise error_of(fail)
-        for config, (frontend, disk) in zip(configs, fds, strict=True):
+        for config, (frontend, disk) in zip(self._configs, fds, strict=True):
             self._devices[config.serial] = device = self._make(config)
             if disk is not None:
                 self.insert(config.serial, disk)

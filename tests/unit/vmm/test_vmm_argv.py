@@ -34,6 +34,7 @@ CASES = {
     "no-data-disk": ({"data_disk": None}, {}),
     "several-disks": ({"image_disks": IMAGES}, {}),
     "odd-names": ({"image_disks": ODD}, {}),
+    "disks-by-vmx": ({"image_disks": IMAGES, "block": "vmx"}, {}),
     "big": ({"memory_bytes": 4096 * MIB, "vcpus": 8, "kernel_arguments": ("debug", "x=y")}, {}),
 }
 
