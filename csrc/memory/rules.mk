@@ -8,7 +8,7 @@ PROGRAMS += $(LIBEXEC)/hv-ram.so
 $(LIBEXEC)/hv-ram.so: memory/preload.c memory/preload_trim.c memory/preload.h
 	$(CC) $(WARNINGS) $(HARDENING) $(CFLAGS) -shared -fPIC -fvisibility=hidden -o $@ $(filter %.c,$^) -ldl -lpthread
 
-TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault $(OUT)/test-memory-source $(OUT)/test-memory-loader
+TESTS += $(OUT)/test-memory-space $(OUT)/test-memory-fault $(OUT)/test-memory-source $(OUT)/test-memory-loader $(OUT)/test-memory-place
 TSAN_TESTS += $(OUT)/tsan-memory-space $(OUT)/tsan-memory-fault $(OUT)/tsan-memory-source $(OUT)/tsan-memory-loader
 
 $(OUT)/test-memory-%: $(MEMORY_TESTS)/test_%.c $(MEMORY_SOURCES) $(MEMORY_HEADERS)
@@ -39,7 +39,7 @@ $(OUT)/gcov/test-memory-%: $(MEMORY_TESTS)/test_%.c $(GCOV_MEMORY)
 	$(CC) $(WARNINGS) $(HARDENING) -O0 -g $< $(GCOV_MEMORY) --coverage -o $@ -lpthread -lzstd
 
 .PHONY: coverage-memory
-coverage-memory: $(OUT)/gcov/test-memory-space $(OUT)/gcov/test-memory-fault $(OUT)/gcov/test-memory-source $(OUT)/gcov/test-memory-loader
+coverage-memory: $(OUT)/gcov/test-memory-space $(OUT)/gcov/test-memory-fault $(OUT)/gcov/test-memory-source $(OUT)/gcov/test-memory-loader $(OUT)/gcov/test-memory-place
 	@rm -f $(OUT)/gcov/memory/*.gcda
 	@set -e; for t in $^; do $$t; done
 
