@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypervisor.kube.client import Object
-from hypervisor.kube.errors import ApiError, bad_request
+from hypervisor.kube.errors import ApiError, bad_request, invalid
 from hypervisor.master.api.call import Call
 from hypervisor.master.schema.conform import conform
 from hypervisor.master.schema.decode import decode_json, decode_yaml
@@ -76,17 +76,26 @@ def note_doubles(call: Call, doubles: list[str]) -> None:
 def fit(call: Call, struct: Struct, obj: Object) -> None:
     """Brings an object to the form of its type, in place.
 
-    :raises ApiError: BadRequest: a value of a wrong type; an unknown field where validation is strict
+    :raises ApiError: BadRequest: a value of a wrong type (Invalid, of a kind that a user has defined); an unknown field
+        where validation is strict
     """
     report = conform(obj, struct)
     if report.mismatches:
         resource = call.kind.resource
+        causes = list(call.kind.validate(obj)) if call.kind.struct is not None else []
+        if causes:  # a user's kind: its schema tells it in its own words
+            raise invalid(resource.group, resource.kind, call.name or _name(obj), causes)
         raise bad_request(
             f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
             + "; ".join(m.message for m in report.mismatches[:_MAX_TOLD])
         )
     if report.unknown:
         _tell(call, [f'unknown field "{path}"' for path in report.unknown])
+
+
+def _name(obj: Object) -> str:
+    metadata = obj.get("metadata")
+    return str(metadata.get("name") or "") if isinstance(metadata, dict) else ""
 
 
 def _tell(call: Call, texts: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -13,8 +14,10 @@ import pytest
 
 from hypervisor.cli import cluster_down, cluster_up, nodes
 from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec, hosts_of
+from hypervisor.cli.cluster_token import seconds_of
 from hypervisor.cli.cluster_up import Wanted, planned
 from hypervisor.errors import Conflict, InvalidInput, NotFound, Timeout
+from hypervisor.kube import bootstrap_tokens
 from hypervisor.kube.errors import ApiError
 from hypervisor.vmx.process import ProcessId
 
@@ -72,6 +75,44 @@ def test_a_taken_address_is_left_to_its_owner(paths: ClusterPaths, monkeypatch: 
 def test_the_time_out_of_a_lost_host_is_kept(paths: ClusterPaths) -> None:
     paths.save(planned(paths, Wanted(hosts=1, node_grace_s=12)))
     assert planned(paths, Wanted()).node_grace_s == 12
+
+
+def test_ranges_stay_as_the_cluster_was_made(paths: ClusterPaths) -> None:
+    made = planned(paths, Wanted(hosts=1, services="10.50.0.0/16,fd00:50::/112"))
+    paths.save(made)
+    assert planned(paths, Wanted()).networks == made.networks
+    with pytest.raises(InvalidInput, match="make it anew"):
+        planned(paths, Wanted(services="10.51.0.0/16"))
+    with pytest.raises(InvalidInput, match="overlap"):
+        planned(ClusterPaths(paths.state / "other"), Wanted(services="10.244.0.0/20"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("1h30m", 5400.0), ("7d", 604800.0), ("0", None), ("24h", 86400.0)]
+)
+def test_how_long_a_token_is_good(text: str, seconds: float | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1h", "1.5h", "soon", "10", "5m x"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is no time"):
+        seconds_of(text)
+
+
+def test_a_tokens_secret_is_read_back() -> None:
+    made = bootstrap_tokens.new(3600, "for the rack")
+    secret = bootstrap_tokens.secret_of(made)
+    stored = secret | {"data": {k: base64.b64encode(v.encode()).decode() for k, v in secret["stringData"].items()}}
+    found = bootstrap_tokens.of_secret(stored)
+    assert found is not None
+    assert (str(found), found.description) == (str(made), "for the rack")
+    assert found.expires is not None
+    assert abs(found.expires - time.time() - 3600) < 60
+    assert bootstrap_tokens.is_token(str(made))
+    assert bootstrap_tokens.of_secret(stored | {"type": "Opaque"}) is None
+    unreadable = stored["data"] | {"expiration": base64.b64encode(b"soon").decode()}
+    assert bootstrap_tokens.expiry_of(stored | {"data": unreadable}) == 0.0
 
 
 def test_warm_vms_are_kept_and_change_only_while_no_host_runs(

@@ -125,6 +125,8 @@ MISFITS: list[tuple[dict[str, Any], str, str]] = [
     ({"port": []}, "spec.port", "must be of type integer,string"),
     ({"tags": ["a", "a"]}, "spec.tags[1]", "Duplicate"),
     ({"limits": {"a": "b"}}, "spec.limits.a", "must be of type integer"),
+    ({"limits": "many"}, "spec.limits", "must be of type object"),
+    ({"tags": {}}, "spec.tags", "must be of type array"),
 ]
 
 
