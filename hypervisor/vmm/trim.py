@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 #: as PV_TRIM_SIGNAL in csrc/memory/preload.h
 SIGNAL = signal.SIGRTMIN + 6
-LOOK_S = 2.0
+LOOK_S = 5.0
 IDLE_S = 20.0
 MOST_IDLE_S = 3600.0
 #: of one CPU. A guest that does nothing takes 0.5 %, one command a second 5 %
