@@ -6,7 +6,7 @@ PERCPU_TESTS := $(TESTS_DIR)/percpu
 PERCPU_SOURCES := $(wildcard percpu/*.c)
 PERCPU_HEADERS := $(wildcard percpu/*.h $(PERCPU_TESTS)/*.h) common/cleanup.h
 PERCPU_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(PERCPU_TESTS)
-PERCPU_NAMES := adds area ring magazine trace context alias
+PERCPU_NAMES := adds area ring magazine trace context alias face
 
 TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-modes
 TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-magazine $(OUT)/tsan-percpu-trace $(OUT)/tsan-percpu-few-adds

@@ -36,7 +36,7 @@ build() { # NAME FLAG...
 }
 rm -rf root
 mkdir -p root/proc root/sys root/dev
-for test in adds area ring magazine trace context break; do
+for test in adds area ring magazine trace context alias face break; do
     build "$test" "$here/test_$test.c" "$csrc"/percpu/*.c
 done
 build inject-ring -DPV_PERCPU_INJECT=100 "$here/test_ring.c" "$csrc"/percpu/*.c

@@ -15,6 +15,8 @@ static char *const TESTS[][4] = {
     {"/magazine"},
     {"/trace"},
     {"/context"},
+    {"/alias"},
+    {"/face"},
     {"/norseq", "/area"},
 };
 
