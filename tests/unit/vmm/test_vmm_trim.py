@@ -66,7 +66,7 @@ def test_what_has_little_is_left_alone() -> None:
 def test_a_process_that_does_not_wait_for_the_signal_never_gets_it() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         assert not takes_signal(other.pid)
-        asyncio.run(asyncio.wait_for(trim_when_idle(ProcessId.of(other.pid), "vm", pytest.fail, idle_s=0.0), 20))
+        asyncio.run(asyncio.wait_for(trim_when_idle(ProcessId.of(other.pid), "vm", pytest.fail, idle_s=0.0), 90))
         assert other.poll() is None
         other.communicate(b"\n")
     assert not takes_signal(other.pid)
@@ -91,10 +91,10 @@ def test_an_idle_process_is_trimmed_once_and_told(monkeypatch: pytest.MonkeyPatc
         assert process.stdout is not None
         done = asyncio.Event()
         task = asyncio.create_task(trim_when_idle(ProcessId.of(process.pid), "vm", done.set, idle_s=0.2))
-        await asyncio.wait_for(done.wait(), 20)
+        await asyncio.wait_for(done.wait(), 90)
         said = await asyncio.to_thread(process.stdout.readline)
         os.kill(process.pid, 9)
-        await asyncio.wait_for(task, 20)  # it ends with the process
+        await asyncio.wait_for(task, 90)  # it ends with the process
         return said
 
     with trimmable() as process:
