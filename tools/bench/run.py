@@ -28,6 +28,7 @@ SECTIONS = {
     "percpu": 15,
     "nbd": 5,
     "block": 5,
+    "filters": 5,
 }
 
 

@@ -252,7 +252,7 @@ int pv_cow_create(const char *state, const char *kind, const struct pv_cow_layou
 {
     uint64_t words[PV_MAP_WORDS] = {layout->cluster, layout->old_size};
 
-    return pv_map_create(state, kind, map_bytes(size, (unsigned)__builtin_ctzll(layout->cluster)), words, false, fail);
+    return pv_map_create(state, kind, map_bytes(size, (unsigned)__builtin_ctzll(layout->cluster)), words, PV_MAP_UNSYNCED, fail);
 }
 
 int pv_cow_open(struct pv_cow *cow, const char *state, const char *kind, enum pv_side below, struct pv_fail *fail)

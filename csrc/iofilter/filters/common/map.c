@@ -109,13 +109,13 @@ static int write_head(int fd, const struct pv_map_head *head, uint32_t generatio
     pv_map_seal(&slot, 0, generation);
     if (pwrite(fd, &slot, sizeof slot, (off_t)(generation % 2 * PV_SLOT)) != sizeof slot)
         return -1;
-    return fdatasync(fd);
+    return 0;
 }
 
-int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], bool lost,
+int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], unsigned how,
     struct pv_fail *fail)
 {
-    struct pv_map_head head = {.version = PV_MAP_VERSION, .in_use = lost, .bytes = bytes};
+    struct pv_map_head head = {.version = PV_MAP_VERSION, .in_use = how & PV_MAP_LOST, .bytes = bytes};
     cleanup_fd int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 
     if (fd < 0)
@@ -123,7 +123,7 @@ int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint
     strncpy(head.kind, kind, sizeof head.kind - 1);
     memcpy(head.words, words, sizeof head.words);
     if (getrandom(head.id, sizeof head.id, 0) != sizeof head.id || ftruncate(fd, (off_t)state_size(pages_of(bytes))) ||
-        write_head(fd, &head, 0)) {
+        write_head(fd, &head, 0) || (!(how & PV_MAP_UNSYNCED) && fdatasync(fd))) {
         pv_fail(fail, errno, "state %.150s: %s", path, strerror(errno));
         unlink(path);
         return -1;
@@ -361,7 +361,7 @@ static int open_target(struct pv_map *map, struct pv_fail *fail)
 static int mark_in_use(struct pv_map *map, bool in_use, struct pv_fail *fail)
 {
     map->head.in_use = in_use;
-    if (!write_head(map->fd, &map->head, map->head_generation + 1)) {
+    if (!write_head(map->fd, &map->head, map->head_generation + 1) && !fdatasync(map->fd)) {
         map->head_generation++;
         return 0;
     }

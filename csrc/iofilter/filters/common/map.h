@@ -41,9 +41,12 @@
 
 struct pv_map;
 
-/* Makes the state file of a map of `bytes` bytes. It must not exist. `words`: the filter's own, given back by pv_map_word. `lost`: the first
- * opener finds pv_map_lost_power. */
-int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], bool lost,
+/* Makes the state file of a map of `bytes` bytes. It must not exist. `words`: the filter's own, given back by pv_map_word. */
+enum {
+    PV_MAP_LOST = 1,     /* the first opener finds pv_map_lost_power */
+    PV_MAP_UNSYNCED = 2, /* not durable yet: the first pv_map_sync makes it so. For those that are made by the thousand */
+};
+int pv_map_create(const char *path, const char *kind, uint64_t bytes, const uint64_t words[PV_MAP_WORDS], unsigned how,
     struct pv_fail *fail);
 /* `watch`: the state file remembers durably that it is in use, so that pv_map_lost_power can tell. */
 struct pv_map *pv_map_open(struct pv_filter *filter, const char *path, const char *kind, bool watch, struct pv_fail *fail);

@@ -270,7 +270,7 @@ static int integrity_create(const struct pv_settings *settings, uint64_t size, s
 
     if (read_names(settings, &state, &learning, fail) || whole_blocks(size, fail))
         return -1;
-    return pv_map_create(state, "integrity", map_bytes(size), words, false, fail);
+    return pv_map_create(state, "integrity", map_bytes(size), words, 0, fail);
 }
 
 static int integrity_open(struct pv_filter *filter, const struct pv_settings *settings, struct pv_fail *fail)

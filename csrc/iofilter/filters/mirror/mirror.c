@@ -470,7 +470,7 @@ static int mirror_create(const struct pv_settings *settings, uint64_t size, stru
         return -1;
     if (size % PV_BLOCK || !size)
         return pv_fail(fail, EINVAL, "the disk has %llu bytes: a multiple of 4096 is wanted", (unsigned long long)size);
-    return pv_map_create(state, "mirror", map_bytes(size), words, true, fail);
+    return pv_map_create(state, "mirror", map_bytes(size), words, PV_MAP_LOST, fail);
 }
 
 static int make_bits(struct mirror *self, struct pv_fail *fail)
