@@ -53,6 +53,41 @@ static void percpu_add(long n)
             abort();
 }
 
+/* As public rseq libraries have it: the CPU's number is read, and the place found, before the sequence, which compares the number again; no
+ * handle is looked at. */
+#if defined(__x86_64__)
+static int outside_add_one(char *base)
+{
+    uint32_t cpu;
+
+    __asm__ volatile("movl %%fs:(%1), %0" : "=r"(cpu) : "r"(pv_rseq_offset));
+    __asm__ volatile goto(
+        ".pushsection pv_percpu_cs, \"aw\"\n\t.balign 32\n99:\n\t.long 0, 0\n\t.quad 1f, 2f - 1f, 4f\n\t.popsection\n\t"
+        "leaq 99b(%%rip), %%rax\n\tmovq %%rax, %%fs:8(%[offset])\n"
+        "1:\n\tcmpl %[cpu], %%fs:4(%[offset])\n\tjne %l[moved]\n\taddq $1, (%[place])\n2:\n\t"
+        ".pushsection pv_percpu_abort, \"ax\"\n\t.byte 0x0f, 0xb9, 0x3d\n\t.long 0x53053053\n4:\n\tjmp %l[moved]\n\t.popsection\n"
+        : : [offset] "r"(pv_rseq_offset), [cpu] "r"(cpu), [place] "r"(base + ((uint64_t)cpu << PV_PERCPU_SHIFT))
+        : "rax", "memory", "cc" : moved);
+    return 0;
+moved:
+    return -1;
+}
+#else
+static int outside_add_one(char *base)
+{
+    return pv_percpu_add((struct pv_percpu_ref){base, counter.limit}, 1);
+}
+#endif
+
+static void outside_add(long n)
+{
+    char *base = counter.base;
+
+    for (long i = 0; i < n; i++)
+        while (outside_add_one(base))
+            ;
+}
+
 static void delayed_add(long n)
 {
     pv_delay_state.area = &local_counter;
@@ -162,6 +197,7 @@ static const struct bench {
 } CASES[] = {
     {"tls", thread_local_add, 1, 4000000},
     {"percpu", percpu_add, 1, 4000000},
+    {"outside", outside_add, 1, 4000000},
     {"delayed", delayed_add, 1, 4000000},
     {"owned", owned_add, 1, 4000000},
     {"getcpu", getcpu_add, 1, 1000000},

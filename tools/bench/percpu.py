@@ -17,7 +17,8 @@ ADDS = 1_000_000_000
 WHAT = {
     "tls": "thread-local `++`",
     "percpu": "per-CPU add",
-    "delayed": "the same by delayed preemption, in the area of the worker",
+    "outside": "as public rseq libraries add: place found outside, no handle checked",
+    "delayed": "per-CPU add by delayed preemption, in the area of the worker",
     "owned": "a counter with one writer, load and store",
     "getcpu": "`sched_getcpu` and an atomic add",
     "atomic": "shared atomic",
