@@ -61,3 +61,9 @@ def test_files_of_a_group_can_be_read_by_it(tmp_path: Path) -> None:
     for name, mode in (("token", 0o640), ("a/b", 0o444)):
         found = (tmp_path / name).stat()
         assert (found.st_gid, found.st_mode & 0o777) == (4321, mode)
+
+
+def test_a_config_map_of_ten_thousand_keys(tmp_path: Path) -> None:
+    given = [{"path": f"k{i}", "data": base64.b64encode(b"x").decode(), "mode": 0o644} for i in range(10_000)]
+    publish(str(tmp_path), parse_files(Fields({"files": given}, "volume.write")))
+    assert len(list((tmp_path / "..data").iterdir())) == 10_000 and (tmp_path / "k9999").read_bytes() == b"x"
