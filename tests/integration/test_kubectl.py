@@ -98,6 +98,16 @@ def test_deployment_scale_and_output_forms(kubectl: Kubectl) -> None:
     until(lambda: kubectl.get("pods", "-l", "app=web")["items"] == [])
 
 
+def test_a_list_is_checked_and_applied(kubectl: Kubectl) -> None:
+    """kubectl checks lists against the Swagger document in protobuf, and nothing else."""
+    good = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "listed"}, "data": {"a": "1"}}
+    bad = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containerz": []}}
+    many = {"apiVersion": "v1", "kind": "List", "items": [good]}
+    assert "configmap/listed created" in kubectl("apply", "-f", "-", stdin=json.dumps(many))
+    refused = kubectl("apply", "-f", "-", stdin=json.dumps(many | {"items": [good, bad]}), code=1)
+    assert 'unknown field "containerz" in io.k8s.api.core.v1.PodSpec' in refused
+
+
 def test_label_annotate_patch_and_edit(kubectl: Kubectl, tmp_path: Path) -> None:
     kubectl("create", "configmap", "changed", "--from-literal=a=1")
     kubectl("label", "cm", "changed", "team=red")

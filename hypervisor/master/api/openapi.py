@@ -12,6 +12,7 @@ from hypervisor.master.api import encode
 from hypervisor.master.api.exchange import Exchange, unknown
 from hypervisor.master.kinds.table import Kinds
 from hypervisor.master.schema.openapi import Documents
+from hypervisor.master.schema.swagger_protobuf import ANSWERED, MEDIA
 
 
 class OpenApi:
@@ -25,6 +26,9 @@ class OpenApi:
     async def answer(self, exchange: Exchange, path: str) -> web.StreamResponse:
         """:raises ApiError: NotFound"""
         make: Callable[[], bytes | None]
+        if path == "/openapi/v2" and MEDIA in exchange.request.headers.get("Accept", ""):
+            made = await self._document(MEDIA, self._documents.v2_protobuf)
+            return self._respond(exchange, *made, media=ANSWERED)
         if path == "/openapi/v2":
             make = self._documents.v2
         elif path == "/openapi/v3":
@@ -46,15 +50,17 @@ class OpenApi:
         return self._made[path]
 
     @staticmethod
-    def _respond(exchange: Exchange, body: bytes, packed: bytes, tag: str) -> web.Response:
+    def _respond(
+        exchange: Exchange, body: bytes, packed: bytes, tag: str, *, media: str = "application/json"
+    ) -> web.Response:
         headers = exchange.request.headers
         if tag in headers.get("If-None-Match", ""):
             response = exchange.raw(b"", 304)
         elif "gzip" in headers.get("Accept-Encoding", ""):
-            response = exchange.raw(packed)
+            response = exchange.raw(packed, media=media)
             response.headers["Content-Encoding"] = "gzip"
         else:
-            response = exchange.raw(body)
+            response = exchange.raw(body, media=media)
         response.headers["ETag"] = f'"{tag}"'
         response.headers["Vary"] = "Accept-Encoding, Accept"
         return response

@@ -16,6 +16,7 @@ from hypervisor.kube.published import newest
 from hypervisor.master.custom.openapi import definitions_of
 from hypervisor.master.kinds.kind import Kind
 from hypervisor.master.schema.load import META, definitions, referred
+from hypervisor.master.schema.swagger_protobuf import encode_swagger
 
 Json = dict[str, Any]
 _GVK = "x-kubernetes-group-version-kind"
@@ -96,6 +97,10 @@ class Documents:
         if "v2" not in self._encoded:
             self._encoded["v2"] = _encode(_swagger(self._kinds))
         return self._encoded["v2"]
+
+    def v2_protobuf(self) -> bytes:
+        """The definitions of everything, as a protobuf message."""
+        return encode_swagger(_swagger(self._kinds))
 
     def v3_index(self) -> bytes:
         """Where the document of each group version is; its hash changes when its content may have."""
