@@ -63,8 +63,11 @@ def _run(options: argparse.Namespace, results: Path) -> int:
         environment = _COMPULSORY | {"HV_TEST_LOGS": f"{_LEFT}/logs"}
         if options.coverage:
             environment["COVERAGE_PROCESS_START"] = coverage.RC
-        further = bench.parts(Path(scratch)) if options.bench else {}
-        project.project_disk(options.out, disk, command, environment | bench.ENVIRONMENT, further)
+        further = {}
+        if options.bench:
+            environment |= bench.ENVIRONMENT
+            further = bench.parts(Path(scratch))
+        project.project_disk(options.out, disk, command, environment, further)
         return machine.run(root, disk, results, _size(options), options.timeout)
 
 
