@@ -1,5 +1,6 @@
 /* Linked clones and snapshots: against a plain array, through kills and power cuts, with faults from both sides. */
 #include <fcntl.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 
 #include "chain.h"
@@ -299,6 +300,47 @@ static void failed_writes_leave_the_base_to_be_seen(void)
     forget();
 }
 
+/* The file system with the clone's maps is full: what has no room is refused, and nothing else is harmed; then there is room again. */
+static void a_full_disk_refuses_and_recovers(void)
+{
+    static uint8_t data[4096], seen[4096];
+    struct pv_instance *base, *clone;
+    char filler[100];
+    unsigned good = 0, late = 40;
+    int fd;
+
+    if (mount("tmpfs", folder, "tmpfs", 0, "size=96k")) {
+        printf("skipped: no mounts here, so no file system that is full\n");
+        return;
+    }
+    base = publish(memory_disk("base", 4096 * MIB, &loop));
+    clone = memory_disk("clone", 4096 * MIB, &loop);
+    snprintf(settings, sizeof settings, "base=disk:base state=%s", state);
+    create("linkedclone", settings, 4096 * MIB);
+    attach(clone, "linkedclone", settings);
+    snprintf(filler, sizeof filler, "%s/filler", folder);
+    fd = open(filler, O_RDWR | O_CREAT, 0600);
+    memset(data, 7, sizeof data);
+    CHECK(fd >= 0 && !disk_write(clone, 0, data, 4096) && !disk_do(clone, PV_IO_FLUSH, 0, NULL, 0, 0));
+    while (write(fd, seen, sizeof seen) == sizeof seen)
+        ;
+    for (unsigned i = 1; i < late; i++) { /* each in a page of the map of its own */
+        int error = disk_write(clone, i * 128 * MIB % (4096 * MIB) + 4096, data, 4096);
+
+        CHECK(!error || error == ENOSPC);
+        good += !error;
+        CHECK(!disk_read(clone, i * 128 * MIB % (4096 * MIB) + 4096, seen, 4096) && seen[0] == (error ? 0 : 7));
+    }
+    CHECK(good < late - 1);
+    CHECK(!disk_read(clone, 0, seen, 4096) && seen[0] == 7);
+    CHECK(!close(fd) && !unlink(filler));
+    CHECK(!disk_write(clone, 2048 * MIB + 4096, data, 4096) && !disk_do(clone, PV_IO_FLUSH, 0, NULL, 0, 0));
+    CHECK(!disk_read(clone, 2048 * MIB + 4096, seen, 4096) && seen[0] == 7);
+    disk_close(clone);
+    close_published(base);
+    CHECK(!umount(folder));
+}
+
 int main(void)
 {
     int err;
@@ -317,6 +359,7 @@ int main(void)
     a_clean_close_leaves_one_file();
     bad_state_is_refused();
     failed_writes_leave_the_base_to_be_seen();
+    a_full_disk_refuses_and_recovers();
     pv_loop_close(&loop);
     CHECK(!rmdir(folder));
     return 0;

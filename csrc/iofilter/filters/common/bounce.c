@@ -258,7 +258,7 @@ static void cut(struct pv_job *job, struct pv_chunk *chunk)
     bool read = job->io->type == PV_IO_READ;
 
     if (!needs_buffer)
-        stop = whole;
+        stop = start + PV_BOUNCE_ZEROES;
     if (stop > whole)
         stop = whole;
     if (read && block_up(job->end) - start <= PV_BOUNCE_SIZE)

@@ -25,6 +25,7 @@
 
 #define PV_BLOCK 4096u
 #define PV_BOUNCE_SIZE (128u << 10)
+#define PV_BOUNCE_ZEROES (64ull << 20) /* most bytes of a chunk without a buffer: a class may look at each block */
 #define PV_BOUNCE_BUFFERS 64
 #define PV_BOUNCE_SPARE 4
 #define PV_BOUNCE_CHUNKS 4
