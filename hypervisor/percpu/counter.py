@@ -14,8 +14,8 @@ class PerCpuCounter:
     Atomicity: an `add` happens once or, when it raises, not at all, whatever moves, interrupts or kills the thread.
     Memory order: relaxed. Who sees an add in a `value` sees nothing of what the adder did before, unless something else
     orders it.
-    Cost: an add is 0.5 ns of C inside a call from Python of some 100 ns (the GIL is let go of); a `value` is one system
-    call and one read for each CPU that ever added.
+    Cost: an add is 0.5 ns of C inside a call from Python of some 150 ns (the GIL is let go of); a `value` some 2 us,
+    one system call and one read for each CPU that ever added.
 
     Any thread and process may call anything at any time. An object may be pickled to nobody: pass `PerCpuAreas.fd` and
     `handle`.
