@@ -18,7 +18,7 @@ from hypervisor.controller.podvm import PodVm
 from hypervisor.controller.services import Services, Times
 from hypervisor.controller.sizing import MemoryLedger
 
-TIMES = Times(boot_s=2, agent_s=0.5, linger_s=0.2, archive_s=5, storage_s=0.05, backoff=BackoffPolicy(0.05, 0.2))
+TIMES = Times(boot_s=4, agent_s=2, linger_s=0.2, archive_s=5, storage_s=0.05, backoff=BackoffPolicy(0.05, 0.2))
 GIB = 2**30
 
 
@@ -63,7 +63,7 @@ def manifest(name: str = "p", policy: str = "Never", **spec: Any) -> dict[str, A
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": body}
 
 
-async def until(pod: PodVm, condition: Callable[[], bool], timeout: float = 5) -> None:
+async def until(pod: PodVm, condition: Callable[[], bool], timeout: float = 20) -> None:
     """Waits until a change of the pod's record makes `condition` true."""
     version = -1
     async with asyncio.timeout(timeout):

@@ -409,8 +409,8 @@ async def test_vm_left_from_a_start_that_was_cut_short_is_ended(bench: Bench) ->
 async def test_guest_that_never_answers(bench: Bench) -> None:
     bench.machines.scripts = [Script(mute=True)]
     pod = await bench.create()
-    await until(pod, lambda: pod.journal.record.closed, timeout=10)
-    assert pod.journal.record.message == ("the guest did not reach its agent within 2 s; last of the console: booting")
+    await until(pod, lambda: pod.journal.record.closed, timeout=20)
+    assert pod.journal.record.message == ("the guest did not reach its agent within 4 s; last of the console: booting")
 
 
 async def test_full_disk_of_the_host_is_shown_while_it_lasts(bench: Bench) -> None:

@@ -107,6 +107,6 @@ class Cluster:
 
     async def until(self, met: Callable[[], Any]) -> None:
         """Waits for a condition that other parties bring about."""
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while not met():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
