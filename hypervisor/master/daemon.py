@@ -30,19 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from aiohttp import web
 
 from hypervisor.errors import Conflict, InvalidInput, Unavailable
 from hypervisor.kube import kubeconfig
 from hypervisor.kube.client import ApiClient
 from hypervisor.kube.errors import ApiError
 from hypervisor.kube.resources import NAMESPACES
+from hypervisor.master import listening
 from hypervisor.master.admission.chain import plugins
 from hypervisor.master.admission.plugin import Chain
 from hypervisor.master.admission.quota import ResourceQuota
 from hypervisor.master.admission.service_addresses import ServiceAddresses
 from hypervisor.master.api.audit import Audit
-from hypervisor.master.api.fit import BODY_LIMIT
 from hypervisor.master.api.inside import Inside
 from hypervisor.master.api.kubelet import Kubelets
 from hypervisor.master.api.local import LocalClient
@@ -72,10 +71,6 @@ from hypervisor.version import __version__
 
 SYSTEM_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 DEFAULT_PORT = 6443
-DRAIN_S = 2.0
-MAX_REQUEST_LINE = 8 << 20
-"""Bytes: exec's command line is in the URL."""
-MAX_HEADERS = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +165,7 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
         kept = [k for k in KINDS if k.stored and k.kept_as is None]
         registry = await Registry.open(store, kept)
         stack.push_async_callback(registry.close)
-        bound = stack.enter_context(_bound(config))
+        bound = stack.enter_context(listening.bound(config.address, config.port))
         port = int(bound.getsockname()[1])
         kinds = Kinds(KINDS)
         inside, auth = await asyncio.to_thread(_make_inside, config, kinds, registry, port)
@@ -182,7 +177,8 @@ async def running(config: MasterConfig) -> AsyncIterator[Master]:
         await stack.enter_async_context(_custom_kinds(client, kinds, registry))
         await own_service.ensure(client, config.ranges, config.address, port)
         _settle_memory()
-        await stack.enter_async_context(_listening(config, inside, auth, bound))
+        tls = await asyncio.to_thread(_server_tls, config, auth)
+        await stack.enter_async_context(listening.served(bound, Server(inside), tls))
         await asyncio.to_thread(_write_kubeconfig, config, auth, port)
         if config.controllers:
             await stack.enter_async_context(_control_loops(client, auth, registry, config))
@@ -323,6 +319,12 @@ async def _prepare(client: LocalClient) -> None:
     await bootstrap.reconcile(client)
 
 
+def _server_tls(config: MasterConfig, auth: Auth) -> ssl.SSLContext:
+    services = [first_address(network) for network in config.ranges.services]
+    pair = parties.api_server(auth.ca, (config.address, *config.names, *services))
+    return server_context(pair, auth.ca.certificate_file)
+
+
 def _write_kubeconfig(config: MasterConfig, auth: Auth, port: int) -> None:
     """For the administrator: everything in one file, to be copied where it is needed."""
     pair = parties.admin(auth.ca).read_bytes()
@@ -345,49 +347,3 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-@contextmanager
-def _bound(config: MasterConfig) -> Iterator[socket.socket]:
-    """The socket that clients will connect to; nobody is answered yet, and the port is known."""
-    family = socket.AF_INET6 if ":" in config.address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as made:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            made.bind((config.address, config.port))
-        except OSError as e:
-            raise Unavailable(f"cannot listen on {config.address} port {config.port}: {e.strerror}") from e
-        yield made
-
-
-@asynccontextmanager
-async def _listening(config: MasterConfig, inside: Inside, auth: Auth, bound: socket.socket) -> AsyncIterator[None]:
-    tls = await asyncio.to_thread(_server_tls, config, auth)
-    server = web.Server(
-        Server(inside),
-        request_factory=_request_factory,
-        handler_cancellation=True,
-        access_log=None,
-        max_line_size=MAX_REQUEST_LINE,
-        max_field_size=MAX_HEADERS,
-        keepalive_timeout=120,
-    )
-    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=DRAIN_S)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, bound, ssl_context=tls, backlog=1024).start()
-        yield
-    finally:
-        await runner.cleanup()
-
-
-def _server_tls(config: MasterConfig, auth: Auth) -> ssl.SSLContext:
-    services = [first_address(network) for network in config.ranges.services]
-    pair = parties.api_server(auth.ca, (config.address, *config.names, *services))
-    return server_context(pair, auth.ca.certificate_file)
-
-
-def _request_factory(message, payload, protocol, writer, task):  # type: ignore[no-untyped-def]  # aiohttp's own names
-    """Requests whose bodies may be as large as upstream takes them."""
-    loop = asyncio.get_running_loop()
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=BODY_LIMIT)
