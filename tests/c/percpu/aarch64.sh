@@ -45,7 +45,7 @@ build init "$here/aarch64_init.c"
 (cd root && find . | cpio -o -H newc --quiet) >initrd
 
 status=0
-timeout 200 qemu-system-aarch64 -machine virt -cpu max -smp 2 -m 512 -nodefaults -no-reboot -nographic -serial stdio \
+timeout 600 qemu-system-aarch64 -machine virt -cpu max -smp 2 -m 512 -nodefaults -no-reboot -nographic -serial stdio \
     -kernel vmlinuz -initrd initrd -append "console=ttyAMA0 quiet panic=-1" </dev/null >console.log 2>&1 || status=$?
 cat console.log
 [ $status = 0 ] || { echo "the guest did not end by itself (status $status)"; exit 1; }
