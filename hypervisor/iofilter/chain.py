@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hypervisor.errors import InvalidInput
@@ -34,17 +35,28 @@ class OpenDisk:
             base.close()
 
 
-def open_disk(loop: DiskLoop, store: DiskStore, name: str, *, read_only: bool = False) -> OpenDisk:
+def open_disk(
+    loop: DiskLoop, store: DiskStore, name: str, *, read_only: bool = False, bases: Mapping[str, OpenDisk] | None = None
+) -> OpenDisk:
     """Opens a disk on a loop, and starts it.
 
     :param read_only: take no writes; several processes may have it open so
+    :param bases: disks that are open on this loop already, by name; those that it needs and that are not among them
+        are opened and closed with it
     :raises Conflict: another process has it open
     :raises HvError: the descriptor, its data or one of its filters is missing or damaged; nothing stays open
     """
-    return _open(loop, store, name, read_only, ())
+    return _open(loop, store, name, read_only, (), bases or {})
 
 
-def _open(loop: DiskLoop, store: DiskStore, name: str, read_only: bool, above: tuple[str, ...]) -> OpenDisk:
+def _open(
+    loop: DiskLoop,
+    store: DiskStore,
+    name: str,
+    read_only: bool,
+    above: tuple[str, ...],
+    known: Mapping[str, OpenDisk],
+) -> OpenDisk:
     if name in above or len(above) >= DEPTH_MAX:
         raise InvalidInput(
             f"the bases of disk {above[0]} lead back to it, or are more than {DEPTH_MAX}: {', '.join(above)}"
@@ -56,8 +68,8 @@ def _open(loop: DiskLoop, store: DiskStore, name: str, read_only: bool, above: t
         if descriptor.read_only and not read_only:
             descriptor = store.make_writable(name)
         bases: tuple[OpenDisk, ...] = ()
-        if descriptor.parent:
-            bases = (_open(loop, store, descriptor.parent, True, (*above, name)),)
+        if descriptor.parent and descriptor.parent not in known:
+            bases = (_open(loop, store, descriptor.parent, True, (*above, name), known),)
             undo.callback(bases[0].close)
         disk = _open_data(loop, store, descriptor, read_only)
         undo.callback(disk.close)

@@ -27,6 +27,7 @@ SECTIONS = {
     "growth": 5,
     "percpu": 15,
     "nbd": 5,
+    "clones": 3,
     "block": 5,
     "filters": 5,
 }
