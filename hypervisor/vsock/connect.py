@@ -24,6 +24,7 @@ STREAM_LIMIT = 256 * 1024
 """What an asyncio stream holds before it stops reading, in bytes."""
 _MAX_ANSWER = 32
 _OPEN_BACKLOG = 4096
+_BACKLOG_RETRY_S = 0.005
 
 
 def _connect_request(port: int) -> bytes:
@@ -90,12 +91,24 @@ async def _open(address: VsockAddress, port: int) -> socket.socket:
         undo.callback(sock.close)
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(sock, target)
         if isinstance(address, UnixVsock):
+            await _connect_unix(sock, address)
             await loop.sock_sendall(sock, _connect_request(port))
             _check_answer(address, port, await _read_answer(sock))
+        else:
+            await loop.sock_connect(sock, target)
         undo.pop_all()
     return sock
+
+
+async def _connect_unix(sock: socket.socket, address: UnixVsock) -> None:
+    """Waits while the listener's backlog is full. asyncio takes that for a connection under way, and then for one that
+    stands: the first write would fail."""
+    while True:
+        try:
+            return sock.connect(check_path(address.path))
+        except BlockingIOError:
+            await asyncio.sleep(_BACKLOG_RETRY_S)
 
 
 async def connect(

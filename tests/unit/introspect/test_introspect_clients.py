@@ -13,6 +13,7 @@ from agent_under_test import until
 from test_introspect_faults import Node, node
 
 from hypervisor.agent.container import Container
+from hypervisor.introspect import run
 from hypervisor.kube import liveness
 
 __all__ = ["node"]
@@ -132,3 +133,22 @@ async def _type_until_stuck(writer: asyncio.StreamWriter, *, spdy: bool) -> None
                 await writer.drain()
     except TimeoutError:
         pass
+
+
+async def test_a_command_without_a_stream(node: Node, standin: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kubelet's ``POST /run``."""
+
+    async def post(command: str) -> tuple[int, str]:
+        url = f"http://127.0.0.1:{node.port}/run/default/box/main"
+        async with node.session.post(url, params={"cmd": command}) as answer:
+            return answer.status, await answer.text()
+
+    assert await post("echo two  words") == (200, "two words\n")
+    code, text = await post("ls /nonesuch")
+    assert code == 500 and "exit code 2" in text and "/nonesuch" in text
+    assert (await post("nonesuch"))[0] == 404
+    assert (await post(""))[0] == 422
+    assert (await post("cat /dev/zero"))[0] == 507
+    monkeypatch.setattr(run, "TIMEOUT_S", 0.2)
+    assert (await post("sleep 1000"))[0] == 504
+    await until(lambda: not node.front.open)

@@ -148,3 +148,35 @@ async def test_listening_on_the_kernels_transport() -> None:
         with pytest.raises(Conflict):
             async with listen(KernelVsock(3), 45677, handler):
                 pass
+
+
+async def test_a_full_backlog_is_waited_for(short_path: Path) -> None:
+    """Hundreds at once: none is told that it is connected before it is."""
+    path = short_path / "vsock.sock"
+    waiting: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        while len(waiting) < 5:  # until no more fit
+            other = socket.socket(socket.AF_UNIX)
+            other.setblocking(False)
+            waiting.append(other)
+            try:
+                other.connect(str(path))
+            except BlockingIOError:
+                break
+        connecting = asyncio.create_task(connect(UnixVsock(path), 1024, timeout=20))
+        await asyncio.sleep(0.05)
+        assert not connecting.done()
+        for _ in range(len(waiting)):
+            peer = await asyncio.to_thread(listener.accept)
+            peer[0].settimeout(0.5)
+            with contextlib.suppress(OSError):
+                if await asyncio.to_thread(peer[0].recv, 100) == b"CONNECT 1024\n":
+                    peer[0].sendall(b"OK 5000\n")
+                    break
+        _, writer = await connecting
+        writer.close()
+        peer[0].close()
+    for other in waiting:
+        other.close()
