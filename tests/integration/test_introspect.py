@@ -61,7 +61,7 @@ spec:
 
 
 class Cluster:
-    """kubectl on a cluster of one host with the pod."""
+    """kubectl on a cluster of two hosts, one of which has the pod."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -86,7 +86,7 @@ class Cluster:
 
     def run(self, *args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [str(KUBECTL), *args], input=stdin, capture_output=True, timeout=60, check=False, env=self.env()
+            [str(KUBECTL), *args], input=stdin, capture_output=True, timeout=300, check=False, env=self.env()
         )
 
     def kubectl(self, *args: str, stdin: bytes = b"", code: int = 0) -> bytes:
@@ -115,9 +115,9 @@ def started() -> Iterator[Cluster]:
     try:
         made.hv("image", "import", str(BUSYBOX))
         made.hv("host", "stop")
-        made.hv("cluster", "up", "--hosts", "1")
+        made.hv("cluster", "up", "--hosts", "2")
         made.kubectl("apply", "-f", "-", stdin=POD.encode())
-        made.kubectl("wait", "--for=condition=Ready", "pod/box", "--timeout=60s")
+        made.kubectl("wait", "--for=condition=Ready", "pod/box", "--timeout=300s")
         yield made
     finally:
         made.hv("cluster", "down", "--delete")
@@ -136,7 +136,7 @@ def terminal(cluster: Cluster, *args: str, typed: bytes, until: bytes) -> tuple[
     if pid == 0:
         os.execve(str(KUBECTL), [str(KUBECTL), *args], cluster.env())
     shown = b""
-    end = time.monotonic() + 40
+    end = time.monotonic() + 150
     try:
         while time.monotonic() < end:
             if not select.select([master], [], [], 1)[0]:
@@ -300,7 +300,7 @@ def forwarded(cluster: Cluster, remote: int) -> Iterator[int]:
 
 
 def ask(port: int) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
     try:
         connection.request("GET", "/")
         return connection.getresponse().read()
@@ -340,7 +340,7 @@ def test_the_python_client(started: Cluster) -> None:
             stdin=True, stdout=True, stderr=True, tty=False, _preload_content=False,
         )  # fmt: skip
         session.write_stdin("hello\n")
-        session.run_forever(timeout=20)
+        session.run_forever(timeout=90)
         assert (session.read_stdout(), session.read_stderr(), session.returncode) == ("got hello\n", "err\n", 42)
         forward = portforward(api.connect_get_namespaced_pod_portforward, **where, ports="8080,9")
         sock = forward.socket(8080)
@@ -357,7 +357,8 @@ def test_the_python_client(started: Cluster) -> None:
 def test_top(started: Cluster) -> None:
     rows = started.kubectl("top", "pod", "--containers", "--no-headers").decode().split("\n")[:-1]
     assert sorted(row.split()[1] for row in rows) == ["c", "reader", "twice"]
-    assert started.kubectl("top", "node", "--no-headers").split()[0] == b"host-1"
+    nodes = started.kubectl("top", "node", "--no-headers").splitlines()
+    assert [row.split()[0] for row in nodes] == [b"host-1", b"host-2"]
 
 
 # ---- who may, and what is left ---------------------------------------------------------------------------------------
