@@ -93,6 +93,7 @@ soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same ag
 	$(MAKE) --no-print-directory -C csrc percpu-soak
 	HV_STORE_KILLS=300 $(PYTEST) tests/unit/master/registry/test_registry_killed.py
 	HV_MASTER_KILLS=300 $(PYTEST) tests/integration/test_master_kills.py
+	HV_FUZZ_EXAMPLES=5000 $(PYTEST) tests/unit/master/schema/test_decoders_fuzzed.py
 	HV_HOST_KILLS=200 $(PYTEST) tests/integration/test_cluster_pods.py
 	HV_IOFILTER_KILLS=300 $(PYTEST) tests/integration/test_iofilter_kills.py
 

@@ -19,7 +19,7 @@ from hypervisor.kube import kubeconfig
 from hypervisor.master.auth import parties
 from hypervisor.master.auth.ca import CertificateAuthority
 
-pytestmark = [pytest.mark.root]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 ADDRESS = "127.0.0.77"
 POD = """
