@@ -196,17 +196,44 @@ static void cache(void)
     unlink(path_of("cache"));
 }
 
-static void count(const char *class, unsigned filters, unsigned requests)
+static void send_some(struct pv_instance *disk, unsigned requests)
 {
-    struct pv_instance *disk = memory_disk("d", SIZE, &loop);
     struct call call;
     uint8_t data[512];
 
-    for (unsigned i = 0; i < filters; i++)
-        add_named(disk, class, i, "");
     for (unsigned i = 0; i < requests; i++)
         call_start(&call, disk, PV_IO_READ, i % 1000 * 512, data, 512, 0);
+}
+
+static void count(const char *class, unsigned filters, unsigned requests)
+{
+    struct pv_instance *disk = memory_disk("d", SIZE, &loop);
+
+    for (unsigned i = 0; i < filters; i++)
+        add_named(disk, class, i, "");
+    send_some(disk, requests);
     disk_close(disk);
+}
+
+/* Reads of a clone that has nothing of its own: the filter, the way to the base's instance, and back. */
+static void count_redirects(unsigned filters, unsigned requests)
+{
+    struct pv_instance *base = memory_disk("base", SIZE, &loop), *clone = memory_disk("clone", SIZE, &loop);
+    struct pv_fail fail;
+    char settings[700];
+
+    folder = "/dev/shm";
+    unlink(path_of("pv-count"));
+    CHECK(!pv_instance_publish(base, &fail));
+    snprintf(settings, sizeof settings, "base=disk:base state=%s", path_of("pv-count"));
+    create("linkedclone", settings, SIZE);
+    if (filters)
+        add_named(clone, "linkedclone", 0, settings);
+    send_some(clone, requests);
+    disk_close(clone);
+    pv_instance_withdraw(base);
+    disk_close(base);
+    unlink(path_of("pv-count"));
 }
 
 int main(int argc, char **argv)
@@ -216,7 +243,10 @@ int main(int argc, char **argv)
     CHECK(argc >= 3 && !pv_loop_open(&loop, 0, &err));
     if (!strcmp(argv[1], "count")) {
         CHECK(argc == 5);
-        count(argv[2], (unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
+        if (!strcmp(argv[2], "linkedclone"))
+            count_redirects((unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
+        else
+            count(argv[2], (unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
         return 0;
     }
     folder = argv[2];

@@ -49,7 +49,8 @@ def run(rounds: int) -> list[Figure]:
             ratio("redirect on one loop over direct", samples["redirect"], samples["direct"], 0.9),
             ratio("`encrypt` over reading, then AES", samples["encrypt"], samples["read_and_aes"], 0.9),
             ratio("miss over hit", samples["cache_miss"], samples["cache_hit"], 3),
-            *(instructions(program, kind) for kind in COUNTED),
+            *(instructions(program, kind, FILTERS) for kind in COUNTED),
+            instructions(program, "linkedclone", 1),
             *clones(build(folder, "clones", TESTS / "test_clones.c")),
         ]
 
@@ -69,8 +70,8 @@ def ratio(name: str, over: tuple[float, ...], under: tuple[float, ...], bar: flo
     return Figure(name, "x", tuple(a / b for a, b in zip(over, under, strict=True)), bar=bar, at_least=True)
 
 
-def instructions(program: Path, kind: str) -> Figure:
-    """Of one request in one filter: with eight of them less without, both counted by callgrind."""
+def instructions(program: Path, kind: str, most: int) -> Figure:
+    """Of one request in one filter: with `most` of them less without, both counted by callgrind."""
 
     def counted(filters: int, requests: int) -> int:
         command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", program, "count", kind]
@@ -82,7 +83,7 @@ def instructions(program: Path, kind: str) -> Figure:
     def of_requests(filters: int) -> int:  # without what it takes to start, and to attach
         return counted(filters, 2 * REQUESTS) - counted(filters, REQUESTS)
 
-    each = (of_requests(FILTERS) - of_requests(0)) / (FILTERS * REQUESTS)
+    each = (of_requests(most) - of_requests(0)) / (most * REQUESTS)
     return Figure(f"instructions of a request in `{kind}`", "", (each,))
 
 
