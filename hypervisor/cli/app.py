@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "stop": ("stop", "stop", "Stop pods; their logs stay until hv rm."),
     "rm": ("stop", "rm", "Remove pods and everything that belongs to them."),
     "console": ("console", "console", "Print the console of a pod's VM: kernel and agent messages."),
-    "debug": ("debug", "debug", "Open a shell in a pod's guest, beside its containers."),
+    "debug": ("debug", "debug", "Open a shell, or run a command, in a pod's guest itself."),
     "inspect": ("inspect", "inspect", "Show a pod's VM as the hypervisor sees it."),
     "trace": ("trace", "trace", "Record what the hypervisor does for a pod, event by event."),
     "top": ("top", "top", "Show what pods use: CPU, memory, processes, disk."),
