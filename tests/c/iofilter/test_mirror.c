@@ -120,6 +120,33 @@ static void the_target_is_lost_and_back(void)
     free_sides(&sides);
 }
 
+/* A target that does not answer: the guest goes on without it. What was sent to it arrives later than newer data, and does not stay. */
+static void a_silent_target_is_given_up(void)
+{
+    struct sides sides;
+    uint8_t data[8192];
+    struct pv_filter *filter;
+
+    new_sides(&sides);
+    wait_in_sync(&sides);
+    filter = attach(sides.target, "delay", "us=3600000000 types=write,flush");
+    memset(data, 9, sizeof data);
+    CHECK(!disk_write(sides.disk, 0, data, 4096) && figure(sides.mirror, "target_lost") == 1);
+    CHECK(!disk_do(sides.disk, PV_IO_FLUSH, 0, NULL, 0, 0));
+    memset(data, 10, sizeof data);
+    CHECK(!disk_write(sides.disk, 0, data, 4096)); /* newer, and not sent */
+    for (int i = 0; i < 20; i++)
+        turn(&loop);
+    CHECK(figure(sides.mirror, "in_sync") == 0 && figure(filter, "delayed") == 1 && memcmp(sides.first, sides.second, SIZE));
+    disk_quiesce(sides.target); /* it answers: the older data arrives */
+    pv_instance_resume(sides.target);
+    detach(sides.target, 0);
+    wait_in_sync(&sides);
+    CHECK(sides.second[0] == 10);
+    close_sides(&sides);
+    free_sides(&sides);
+}
+
 /* What a kill leaves: the map as it is, one side with a write, the other without. */
 static void a_kill_leaves_what_differs_dirty(void)
 {
@@ -238,9 +265,10 @@ int main(void)
     CHECK(mkdtemp(folder) && !pv_loop_open(&loop, 0, &err));
     snprintf(state, sizeof state, "%s/dirty", folder);
     snprintf(live, sizeof live, "%s/dirty.live", folder);
-    snprintf(settings, sizeof settings, "target=disk:second state=%s retry_ms=20", state);
+    snprintf(settings, sizeof settings, "target=disk:second state=%s retry_ms=20 patience_ms=300", state);
     it_copies_and_follows();
     the_target_is_lost_and_back();
+    a_silent_target_is_given_up();
     a_kill_leaves_what_differs_dirty();
     a_clean_close_copies_nothing_a_power_cut_all();
     a_hostile_guest_cannot_make_them_differ();

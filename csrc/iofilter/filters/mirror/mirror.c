@@ -15,8 +15,12 @@
  * When the disk is opened, all that is dirty is stale: after a kill those are the regions that were being written to or were not flushed. After a
  * power cut (and at first) everything is stale.
  *
- * A write ends when both sides have ended it; with its result downstream. The guest never waits for a target that is lost, and never hears
- * of it: `figures` shows it. Both sides get the same buffer (bounce.h): a guest that changes its memory meanwhile cannot make them differ.
+ * A write ends when both sides have ended it; with its result downstream. The guest never hears of a target that fails: `figures` shows it.
+ * Both sides get the same bytes (bounce.h): a guest that changes its memory meanwhile cannot make them differ.
+ *
+ * A target that does not answer within `patience_ms` is lost as well. What was sent to it has a copy of its data (struct sent) and is given up:
+ * the guest's request goes on without it. It may still arrive there, when the target is back, and must then not stay: so the target counts as
+ * lost until all that was given up has ended, and what it was about is stale.
  * Reads come from downstream. RESYNC reads a region while no write is on it, and keeps writes off it until the target has it.
  */
 #include <errno.h>
@@ -32,13 +36,27 @@
 
 enum state { IN_SYNC, LOST, RESYNC };
 
+/* A request to the target; it outlives what it was made for, if that does not wait any longer. */
+struct sent {
+    struct pv_link link; /* mirror.sent, in the order of their deadlines */
+    struct mirror *self;
+    uint64_t deadline_ns, start, length; /* length 0: a flush */
+    struct pv_chunk *chunk;              /* NULL: a flush, or given up */
+    bool given_up, copy;                 /* copy: RESYNC's */
+    struct iovec iov;
+    uint8_t data[];
+};
+
 struct mirror {
     struct pv_filter filter;
     struct pv_bounce bounce;
     struct pv_map *map;
     struct pv_target *target;
     enum state state;
-    uint64_t retry_ns, covered;
+    uint64_t retry_ns, patience_ns, covered;
+    struct pv_link sent; /* struct sent */
+    struct pv_timer late;
+    unsigned given_up;
     uint64_t regions;
     uint8_t *stale, *cleaning; /* a bit a region; cleaning: dirty when the flush began, not written to since */
     uint64_t stale_count, next; /* next: where RESYNC looks */
@@ -54,7 +72,7 @@ struct mirror {
     uint64_t lost, resynced, target_errors;
 };
 
-static const char *const names[] = {"target", "state", "retry_ms", NULL};
+static const char *const names[] = {"target", "state", "retry_ms", "patience_ms", NULL};
 
 /* ---- bits ---- */
 
@@ -93,9 +111,9 @@ static void put_stale(struct mirror *self, uint64_t region, bool stale)
     self->stale_count += stale ? 1 : -1ull;
 }
 
-static void make_stale(struct mirror *self, const struct pv_chunk *chunk)
+static void make_stale(struct mirror *self, uint64_t start, uint64_t length)
 {
-    for (uint64_t region = chunk->start >> REGION_SHIFT; region <= (chunk->start + chunk->length - 1) >> REGION_SHIFT; region++)
+    for (uint64_t region = start >> REGION_SHIFT; region <= (start + length - 1) >> REGION_SHIFT; region++)
         put_stale(self, region, true);
 }
 
@@ -113,6 +131,91 @@ static void target_failed(struct mirror *self)
         pv_add(&self->lost, 1);
     self->state = LOST;
     arm(self, self->retry_ns);
+}
+
+/* ---- what is sent to the target ---- */
+
+static void target_over(struct sent *sent, int error);
+
+static void arm_late(struct mirror *self)
+{
+    if (!pv_list_empty(&self->sent) && !pv_linked(&self->late.link))
+        pv_loop_arm(self->filter.instance->loop, &self->late, pv_member(self->sent.next, struct sent, link)->deadline_ns);
+}
+
+static void give_up(struct sent *sent)
+{
+    sent->given_up = true;
+    sent->self->given_up++;
+    pv_list_remove(&sent->link);
+    target_over(sent, ETIMEDOUT);
+}
+
+static void on_late(struct pv_timer *timer)
+{
+    struct mirror *self = pv_member(timer, struct mirror, late);
+    uint64_t now = pv_loop_clock_ns();
+
+    while (!pv_list_empty(&self->sent)) {
+        struct sent *sent = pv_member(self->sent.next, struct sent, link);
+
+        if (sent->deadline_ns > now)
+            break;
+        give_up(sent);
+    }
+    arm_late(self);
+}
+
+static void sent_done(struct pv_io *child)
+{
+    struct sent *sent = child->owner;
+    struct mirror *self = sent->self;
+    int error = child->error;
+
+    pv_child_free(&self->filter, child);
+    pv_list_remove(&sent->link);
+    if (!sent->given_up)
+        target_over(sent, error);
+    else if (--self->given_up == 0) /* the retry finds the target free now */
+        arm(self, self->retry_ns);
+    free(sent);
+}
+
+/* ENOMEM: nothing was sent. The bytes are copied. */
+static int send_to_target(struct mirror *self, struct pv_chunk *chunk, bool copy)
+{
+    struct pv_io *child = pv_io_child(&self->filter, chunk ? pv_chunk_io(chunk) : NULL);
+    uint64_t bytes = chunk && chunk->buffer ? chunk->length : 0;
+    struct sent *sent = malloc(sizeof *sent + bytes);
+
+    if (!child || !sent) {
+        if (child)
+            pv_child_free(&self->filter, child);
+        free(sent);
+        return ENOMEM;
+    }
+    *sent = (struct sent){.self = self, .deadline_ns = pv_loop_clock_ns() + self->patience_ns, .chunk = chunk, .copy = copy};
+    child->type = PV_IO_FLUSH;
+    if (chunk) {
+        sent->start = chunk->start;
+        sent->length = chunk->length;
+        child->type = copy ? PV_IO_WRITE : chunk->type;
+        child->flags = copy ? 0 : pv_chunk_io(chunk)->flags & (chunk->buffer ? PV_IO_FUA : ~0u);
+        child->offset = chunk->start;
+        child->length = chunk->length;
+    }
+    if (bytes) {
+        memcpy(sent->data, chunk->buffer, bytes);
+        sent->iov = (struct iovec){sent->data, bytes};
+        child->iov = &sent->iov;
+        child->iov_count = 1;
+    }
+    child->owner = sent;
+    child->done = sent_done;
+    pv_list_append(&self->sent, &sent->link);
+    arm_late(self);
+    pv_child_redirect(&self->filter, child, self->target);
+    return 0;
 }
 
 /* ---- resync ---- */
@@ -171,32 +274,15 @@ static void resync(struct pv_task *task)
     pv_bounce_read_alone(&self->bounce, &self->copy);
 }
 
-static void copied(struct pv_io *child)
-{
-    struct pv_chunk *chunk = child->owner;
-    struct mirror *self = (struct mirror *)child->child_of;
-
-    chunk->error = child->error;
-    self->copy_refused = child->error != 0;
-    pv_child_free(&self->filter, child);
-    pv_bounce_delivered(&self->bounce, chunk);
-}
-
 static int mirror_deliver(struct pv_bounce *bounce, struct pv_chunk *chunk)
 {
     struct mirror *self = pv_member(bounce, struct mirror, bounce);
-    struct pv_io *child;
 
     if (pv_chunk_io(chunk) != &self->copy) {
         pv_chunk_copy_out(chunk);
         return 0;
     }
-    chunk->type = PV_IO_WRITE;
-    child = pv_chunk_child(bounce, chunk, copied);
-    if (!child)
-        return ENOMEM;
-    pv_child_redirect(&self->filter, child, self->target);
-    return EINPROGRESS;
+    return send_to_target(self, chunk, true) ? ENOMEM : EINPROGRESS;
 }
 
 static void copy_over(struct mirror *self, int error)
@@ -223,6 +309,10 @@ static void on_timer(struct pv_timer *timer)
         arm(self, 10000000);
         return;
     }
+    if (self->given_up) { /* what was given up may still arrive there */
+        arm(self, self->retry_ns);
+        return;
+    }
     if (self->state == LOST)
         self->state = RESYNC;
     schedule_resync(self);
@@ -244,7 +334,7 @@ static int mirror_seal(struct pv_bounce *bounce, struct pv_chunk *chunk)
         put_bit(self->cleaning, region, false);
     }
     if (self->state == LOST)
-        make_stale(self, chunk);
+        make_stale(self, chunk->start, chunk->length);
     return 0;
 }
 
@@ -261,7 +351,7 @@ static void down_done(struct pv_io *child)
 
     if (child->error) { /* the target may have it: the sides differ */
         chunk->error = child->error;
-        make_stale(self, chunk);
+        make_stale(self, chunk->start, chunk->length);
         if (self->state != LOST) {
             self->state = RESYNC;
             arm(self, self->retry_ns);
@@ -271,37 +361,21 @@ static void down_done(struct pv_io *child)
     side_over(self, chunk);
 }
 
-static void target_done(struct pv_io *child)
-{
-    struct pv_chunk *chunk = child->owner;
-    struct mirror *self = (struct mirror *)child->child_of;
-
-    if (child->error) {
-        make_stale(self, chunk);
-        target_failed(self);
-    }
-    pv_child_free(&self->filter, child);
-    side_over(self, chunk);
-}
-
 static void mirror_send(struct pv_bounce *bounce, struct pv_chunk *chunk)
 {
     struct mirror *self = pv_member(bounce, struct mirror, bounce);
     struct pv_io *down = pv_chunk_child(bounce, chunk, down_done);
-    struct pv_io *other = self->state == LOST ? NULL : pv_chunk_child(bounce, chunk, target_done);
 
     if (!down) {
-        if (other)
-            pv_child_free(&self->filter, other);
         chunk->error = ENOMEM;
         pv_bounce_sent(bounce, chunk);
         return;
     }
-    if (!other)
-        make_stale(self, chunk);
-    chunk->under_way = other ? 2 : 1;
-    if (other)
-        pv_child_redirect(&self->filter, other, self->target);
+    chunk->under_way = 2; /* downstream, and the target or this function: it may be over before this ends */
+    if (self->state == LOST || send_to_target(self, chunk, false)) {
+        make_stale(self, chunk->start, chunk->length);
+        chunk->under_way--;
+    }
     pv_child_pass(&self->filter, down);
 }
 
@@ -380,16 +454,28 @@ static void flushed_down(struct pv_io *child)
     flush_side_over(self);
 }
 
-static void flushed_target(struct pv_io *child)
+/* A request to the target has ended, or is not waited for any longer. */
+static void target_over(struct sent *sent, int error)
 {
-    struct mirror *self = child->owner;
+    struct mirror *self = sent->self;
+    struct pv_chunk *chunk = sent->chunk;
 
-    if (child->error) { /* what it said it had, it may not have */
-        all_dirty_is_stale(self);
+    sent->chunk = NULL;
+    if (error && !sent->length)
+        all_dirty_is_stale(self); /* what it said it had, it may not have */
+    else if (error)
+        make_stale(self, sent->start, sent->length);
+    if (error)
         target_failed(self);
+    if (!sent->length) {
+        flush_side_over(self);
+    } else if (sent->copy) {
+        self->copy_refused = error != 0;
+        chunk->error = error;
+        pv_bounce_delivered(&self->bounce, chunk);
+    } else {
+        side_over(self, chunk);
     }
-    pv_child_free(&self->filter, child);
-    flush_side_over(self);
 }
 
 static struct pv_io *flush_child(struct mirror *self, void (*done)(struct pv_io *))
@@ -407,7 +493,7 @@ static struct pv_io *flush_child(struct mirror *self, void (*done)(struct pv_io 
 static void flush_both(struct pv_task *task)
 {
     struct mirror *self = pv_member(task, struct mirror, next_flush);
-    struct pv_io *down, *other;
+    struct pv_io *down;
 
     if (self->flushing || pv_list_empty(&self->flushes))
         return;
@@ -416,12 +502,16 @@ static void flush_both(struct pv_task *task)
     self->flush_error = 0;
     begin_cleaning(self);
     down = flush_child(self, flushed_down);
-    other = self->state == LOST ? NULL : flush_child(self, flushed_target);
     if (!down)
         self->flush_error = ENOMEM;
-    self->flush_sides += (down != NULL) + (other != NULL);
-    if (other)
-        pv_child_redirect(&self->filter, other, self->target);
+    self->flush_sides += down != NULL;
+    if (self->state != LOST) {
+        self->flush_sides++;
+        if (send_to_target(self, NULL, false)) {
+            self->flush_sides--;
+            self->flush_error = ENOMEM;
+        }
+    }
     if (down)
         pv_child_pass(&self->filter, down);
     flush_side_over(self);
@@ -442,9 +532,10 @@ static void mirror_request(struct pv_filter *filter, struct pv_io *io)
 /* ---- life ---- */
 
 static int read_names(const struct pv_settings *settings, const char **target, const char **state, uint64_t *retry_ms,
-    struct pv_fail *fail)
+    uint64_t *patience_ms, struct pv_fail *fail)
 {
-    if (pv_settings_known(settings, names, fail) || pv_setting_size(settings, "retry_ms", 1000, 10, 3600000, retry_ms, fail))
+    if (pv_settings_known(settings, names, fail) || pv_setting_size(settings, "retry_ms", 1000, 10, 3600000, retry_ms, fail) ||
+        pv_setting_size(settings, "patience_ms", 2000, 10, 3600000, patience_ms, fail))
         return -1;
     *target = pv_setting_text(settings, "target", NULL);
     *state = pv_setting_text(settings, "state", NULL);
@@ -464,9 +555,9 @@ static int mirror_create(const struct pv_settings *settings, uint64_t size, stru
 {
     static const uint64_t words[PV_MAP_WORDS] = {REGION};
     const char *target, *state;
-    uint64_t retry_ms;
+    uint64_t retry_ms, patience_ms;
 
-    if (read_names(settings, &target, &state, &retry_ms, fail))
+    if (read_names(settings, &target, &state, &retry_ms, &patience_ms, fail))
         return -1;
     if (size % PV_BLOCK || !size)
         return pv_fail(fail, EINVAL, "the disk has %llu bytes: a multiple of 4096 is wanted", (unsigned long long)size);
@@ -511,16 +602,19 @@ static int mirror_open(struct pv_filter *filter, const struct pv_settings *setti
 {
     struct mirror *self = (struct mirror *)filter;
     const char *target, *state;
-    uint64_t retry_ms;
+    uint64_t retry_ms, patience_ms;
 
-    if (read_names(settings, &target, &state, &retry_ms, fail))
+    if (read_names(settings, &target, &state, &retry_ms, &patience_ms, fail))
         return -1;
     if (filter->size % PV_BLOCK || !filter->size)
         return pv_fail(fail, EINVAL, "the disk has %llu bytes: a multiple of 4096 is wanted", (unsigned long long)filter->size);
     pv_bounce_init(&self->bounce, filter, &mirror_bounce);
     pv_list_init(&self->flushes);
     self->retry_ns = retry_ms * 1000000;
+    self->patience_ns = patience_ms * 1000000;
     self->covered = filter->size;
+    self->late.fire = on_late;
+    pv_list_init(&self->sent);
     self->timer.fire = on_timer;
     self->resync.run = resync;
     self->next_flush.run = flush_both;
@@ -551,6 +645,7 @@ static void mirror_detach(struct pv_filter *filter)
     struct mirror *self = (struct mirror *)filter;
 
     pv_loop_disarm(filter->instance->loop, &self->timer);
+    pv_loop_disarm(filter->instance->loop, &self->late);
     pv_loop_undefer(filter->instance->loop, &self->resync);
     pv_loop_undefer(filter->instance->loop, &self->next_flush);
     pv_bounce_detach(&self->bounce);
