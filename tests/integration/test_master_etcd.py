@@ -45,10 +45,10 @@ def make(api: KubeApi, name: str) -> bool:
 
 def test_one_member_may_die_and_two_may_not(etcd: EtcdCluster, tmp_path: Path) -> None:
     with running_master(tmp_path / "master", *options(etcd)) as master, KubeApi(master.kubeconfig, 30) as api:
-        for number in range(20):
+        for number in range(10):
             until(lambda number=number: make(api, f"a{number}"))
         etcd.kill(0)  # the one that is spoken to
-        for number in range(20):
+        for number in range(10):
             until(lambda number=number: make(api, f"b{number}"))
         etcd.kill(1)
         with pytest.raises(ApiError) as caught:
@@ -57,7 +57,7 @@ def test_one_member_may_die_and_two_may_not(etcd: EtcdCluster, tmp_path: Path) -
         etcd.start(0, 1)
         until(lambda: make(api, "after"))
         names = {m["metadata"]["name"] for m in api.list(CONFIG_MAPS, "default")}
-        assert {f"{x}{n}" for x in "ab" for n in range(20)} | {"after"} <= names
+        assert {f"{x}{n}" for x in "ab" for n in range(10)} | {"after"} <= names
 
 
 def test_a_master_without_the_right_certificate_says_so(etcd: EtcdCluster, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def damage(store: Path) -> None:
 def test_a_store_damaged_under_a_running_master_is_found_and_brought_back(tmp_path: Path) -> None:
     state = tmp_path / "master"
     with running_master(state) as master, KubeApi(master.kubeconfig) as api:
-        for number in range(300):
+        for number in range(120):
             make(api, f"m{number}", 2000)
     master = MasterProcess(state).wait_ready()
     with KubeApi(master.kubeconfig) as api:
@@ -147,7 +147,7 @@ def test_a_store_damaged_under_a_running_master_is_found_and_brought_back(tmp_pa
 def read_the_past(api: KubeApi) -> None:
     """Reads revisions that only the file has."""
     newest = int(api.call("GET", MAPS)["metadata"]["resourceVersion"])
-    for back in range(10, 250, 20):
+    for back in range(10, 110, 20):
         query = {"resourceVersion": str(newest - back), "resourceVersionMatch": "Exact"}
         api.call("GET", MAPS, query=query)
 
