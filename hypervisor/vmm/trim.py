@@ -81,7 +81,10 @@ class IdleRule:
 
 
 def takes_signal(pid: int) -> bool:
-    """Whether the library in that QEMU waits for the signal; to another process it would be the end."""
+    """Whether the library in that QEMU waits for the signal; to another process it would be the end.
+
+    Its first thread, which is looked at, has it blocked; only the one that waits shows it as not blocked meanwhile.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
