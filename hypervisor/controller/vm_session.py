@@ -70,6 +70,7 @@ class VmSession:
         self._machine = machine
         self._arguments = arguments
         self._complete = complete
+        self._fresh = False  # set up by this session
         self.agent: AgentClient = services.connect(machine.address)
         address = next(iter(pod.network.addresses), LOOPBACK)
         self._vm = Vm(self.agent, AgentFeed(self.agent, patience_s=services.times.agent_s), address)
@@ -80,6 +81,7 @@ class VmSession:
         :raises VmFailed: the VM died, or its agent never answered; with the last of the console
         """
         await self._while_alive(self._boot())
+        self._fresh = True
 
     async def run(self, stop: Stop) -> None:
         """Runs the containers until all have ended for good, or `stop` returns and has been obeyed.
@@ -161,13 +163,15 @@ class VmSession:
         await asyncio.Event().wait()
 
     async def _run_fed(self, stop: Stop) -> None:
-        await self._vm.feed.wait_ready()
+        if not self._fresh:  # what was set up here has no containers yet: they start while the stream of events opens
+            await self._vm.feed.wait_ready()
         intent = self._journal.record.intent
         if intent.kind != "run":  # a daemon before this one was stopping it
             await self._stop(max(0.0, intent.at + intent.grace_s - time.time()))
             return
         grace_s = await first(self._containers(), stop())
         if grace_s is not None:
+            await self._vm.feed.wait_ready()
             await self._stop(grace_s)
 
     async def _containers(self) -> None:
