@@ -89,7 +89,8 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
         if length > MAX_EXPANDED:
             break
     if length + len(text) - end > MAX_EXPANDED:
-        raise InvalidInput(f"{text[:60]!r}: with its variables it has more than {MAX_EXPANDED} characters")
+        # The text is not shown: it may be a secret, and this goes into a status.
+        raise InvalidInput(f"a text with $(NAME) in it has, with its variables, more than {MAX_EXPANDED} characters")
     return "".join((*parts, text[end:]))
 
 
