@@ -72,4 +72,22 @@ static inline void check_all(struct pv_instance *disk, const uint8_t *model, uin
     free(seen);
 }
 
+/* Writes to different sectors of one block, all under way at once: none may undo another. The data below should be slow. */
+static inline void write_neighbours(struct pv_instance *disk, uint64_t block)
+{
+    static struct call calls[8];
+    static uint8_t data[8][512];
+    uint8_t seen[4096];
+
+    for (unsigned i = 0; i < 8; i++) {
+        memset(data[i], (int)(i + 1 + block / 4096), 512);
+        call_start(&calls[i], disk, PV_IO_WRITE, block + i * 512, data[i], 512, 0);
+    }
+    for (unsigned i = 0; i < 8; i++)
+        CHECK(!call_wait(&calls[i], disk->loop));
+    CHECK(!disk_read(disk, block, seen, 4096));
+    for (unsigned i = 0; i < 8; i++)
+        CHECK(!memcmp(seen + i * 512, data[i], 512));
+}
+
 #endif

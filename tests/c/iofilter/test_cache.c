@@ -57,6 +57,69 @@ static void it_is_as_a_disk(void)
     unlink(file);
 }
 
+/* Data that answers reads late: with what was there when they came. */
+struct late {
+    struct pv_data data;
+    uint8_t bytes[64 * KIB];
+    struct pv_io *held[8];
+    uint8_t kept[8][4096];
+    unsigned count;
+};
+
+static void late_submit(struct pv_data *data, struct pv_io *io)
+{
+    struct late *late = (struct late *)data;
+
+    if (io->type == PV_IO_READ) {
+        memcpy(late->kept[late->count], late->bytes + io->offset, 4096);
+        late->held[late->count++] = io;
+        return;
+    }
+    if (io->type == PV_IO_WRITE)
+        pv_iov_copy_out(io->iov, io->iov_count, 0, late->bytes + io->offset, io->length);
+    pv_io_end(io, 0);
+}
+
+static void late_close(struct pv_data *data)
+{
+    (void)data;
+}
+
+static void let_go(struct late *late)
+{
+    while (late->count) {
+        struct pv_io *io = late->held[--late->count];
+
+        pv_iov_copy_in(io->iov, io->iov_count, 0, late->kept[late->count], 4096);
+        pv_io_end(io, 0);
+    }
+}
+
+/* A read that a write overtakes: what it brings is of no use any more, and must not stay in the cache. */
+static void a_late_read_fills_nothing(void)
+{
+    static const struct pv_data_class class = {.name = "late", .submit = late_submit, .close = late_close};
+    static struct late late = {.data = {.class = &class, .size = 64 * KIB, .block_size = 512}};
+    struct pv_instance *disk = disk_on("late", &late.data, &loop);
+    uint8_t old[4096], new[4096], seen[4096];
+    struct call read;
+
+    new_file();
+    attach(disk, "cache", settings);
+    memset(new, 5, sizeof new);
+    call_start(&read, disk, PV_IO_READ, 0, old, 4096, 0);
+    CHECK(late.count == 1 && !disk_write(disk, 0, new, 4096));
+    let_go(&late);
+    CHECK(read.over && old[0] == 0);
+    call_start(&read, disk, PV_IO_READ, 0, seen, 4096, 0);
+    let_go(&late);
+    CHECK(read.over && seen[0] == 5);
+    call_start(&read, disk, PV_IO_READ, 0, seen, 4096, 0);
+    CHECK(read.over && late.count == 0 && seen[0] == 5); /* and that one is in the cache */
+    disk_close(disk);
+    unlink(file);
+}
+
 static void bases_share_and_others_do_not(void)
 {
     uint8_t *bytes = pattern(SIZE, 1), seen[4096];
@@ -231,6 +294,7 @@ int main(void)
 
     CHECK(!pv_loop_open(&loop, 0, &err));
     it_is_as_a_disk();
+    a_late_read_fills_nothing();
     bases_share_and_others_do_not();
     what_does_not_fit_is_a_miss();
     processes_may_be_killed();

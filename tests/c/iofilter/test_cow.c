@@ -105,6 +105,28 @@ static void a_snapshot_is_as_a_disk(void)
     forget();
 }
 
+static void neighbours_do_not_undo_one_another(const char *cluster)
+{
+    uint8_t *bytes = pattern(MIB, 1), *model = malloc(MIB);
+    struct pv_instance *base = base_disk(bytes, MIB), *clone = memory_disk("clone", MIB, &loop);
+
+    snprintf(settings, sizeof settings, "base=disk:base state=%s cluster=%s", state, cluster);
+    create("linkedclone", settings, MIB);
+    attach(clone, "delay", "us=0 jitter_us=1000 types=read,write");
+    attach(clone, "linkedclone", settings);
+    memcpy(model, bytes, MIB);
+    for (uint64_t block = 0; block < 512 * KIB; block += 32 * KIB) {
+        write_neighbours(clone, block);
+        CHECK(!disk_read(clone, block, model + block, 4096));
+    }
+    check_all(clone, model, MIB); /* what lies around them is the base's */
+    disk_close(clone);
+    close_published(base);
+    free(bytes);
+    free(model);
+    forget();
+}
+
 /* ---- closed, killed, cut ---- */
 
 static void copy_file(const char *from, const char *to)
@@ -352,6 +374,8 @@ int main(void)
     a_clone_is_as_a_disk("", SIZE);
     a_clone_is_as_a_disk(" cluster=64K", SIZE);
     a_clone_is_as_a_disk(" cluster=16K", MIB + 1536); /* a base that is smaller */
+    neighbours_do_not_undo_one_another("4K");
+    neighbours_do_not_undo_one_another("64K");
     a_snapshot_is_as_a_disk();
     acknowledged_survives_a_kill();
     flushed_survives_a_power_cut("4K");

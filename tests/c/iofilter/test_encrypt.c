@@ -93,6 +93,19 @@ static void it_is_as_a_disk(void)
     forget();
 }
 
+static void neighbours_do_not_undo_one_another(void)
+{
+    struct pv_instance *disk = memory_disk("d", SIZE, &loop);
+
+    new_key();
+    attach(disk, "delay", "us=0 jitter_us=1000 types=read,write");
+    attach(disk, "encrypt", settings);
+    for (uint64_t block = 0; block < 128 * KIB; block += 4096)
+        write_neighbours(disk, block);
+    disk_close(disk);
+    forget();
+}
+
 /* Segments that cut sectors in odd places, both ways. */
 static void segments_may_lie_anyhow(void)
 {
@@ -226,6 +239,7 @@ int main(void)
     crc32c_is_crc32c();
     what_is_stored_is_the_cipher();
     it_is_as_a_disk();
+    neighbours_do_not_undo_one_another();
     segments_may_lie_anyhow();
     buffers_are_bounded();
     errors_from_below_come_up();

@@ -37,6 +37,19 @@ static void it_is_as_a_disk(void)
     forget();
 }
 
+static void neighbours_do_not_undo_one_another(void)
+{
+    struct pv_instance *disk = memory_disk("d", SIZE, &loop);
+
+    create("integrity", settings, SIZE);
+    attach(disk, "delay", "us=0 jitter_us=1000 types=read,write");
+    attach(disk, "integrity", settings);
+    for (uint64_t block = 0; block < 128 * KIB; block += 4096)
+        write_neighbours(disk, block);
+    disk_close(disk);
+    forget();
+}
+
 static void a_flipped_bit_is_found(void)
 {
     uint8_t *now = calloc(1, SIZE), *durable = calloc(1, SIZE), *data = pattern(SIZE, 1), *seen = malloc(SIZE);
@@ -236,6 +249,7 @@ int main(void)
     snprintf(live, sizeof live, "%s/sums.live", folder);
     snprintf(settings, sizeof settings, "state=%s", state);
     it_is_as_a_disk();
+    neighbours_do_not_undo_one_another();
     a_flipped_bit_is_found();
     it_learns();
     writes_under_way_are_no_alarm();
