@@ -136,7 +136,7 @@ def terminal(cluster: Cluster, *args: str, typed: bytes, until: bytes) -> tuple[
     if pid == 0:
         os.execve(str(KUBECTL), [str(KUBECTL), *args], cluster.env())
     shown = b""
-    end = time.monotonic() + 150
+    end = time.monotonic() + 330
     try:
         while time.monotonic() < end:
             if not select.select([master], [], [], 1)[0]:
@@ -220,7 +220,7 @@ def test_attach(cluster: Cluster) -> None:
 
 
 def test_run_it_rm(cluster: Cluster) -> None:
-    image = ("--restart=Never", "--image=localhost/podvisor/busybox")
+    image = ("--restart=Never", "--image=localhost/podvisor/busybox", "--pod-running-timeout=5m")
     args = ("run", "once", "-it", "--rm", *image, "--", "sh", "-c", "read x; echo got $x; exit 5")
     shown, code = terminal(cluster, *args, typed=b"hello\r", until=b"enter")
     assert b"got hello" in shown
