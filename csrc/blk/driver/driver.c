@@ -305,7 +305,7 @@ int drv_start(struct drv *drv, bool reset)
         struct drv_queue *q = &drv->queue[i];
 
         memset(drv->ram + q->base, 0, RING_SPACE);
-        q->avail_idx = q->last_used = 0;
+        q->avail_idx = q->last_used = q->told = 0;
         if (drv->polling)
             q->avail->flags = VRING_AVAIL_F_NO_INTERRUPT;
     }
@@ -411,8 +411,10 @@ void drv_kick(struct drv *drv, unsigned queue)
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (drv->event_idx) {
         event = __atomic_load_n((uint16_t *)&q->used->ring[DRV_NUM], __ATOMIC_RELAXED);
-        /* How many were added since the last kick is not kept: one that is asked for within the last slots is sent. */
-        if (!vring_need_event(event, q->avail_idx, (uint16_t)(q->avail_idx - DRV_SLOTS)))
+        bool wanted = vring_need_event(event, q->avail_idx, q->told);
+
+        q->told = q->avail_idx;
+        if (!wanted)
             return;
     } else if (__atomic_load_n(&q->used->flags, __ATOMIC_RELAXED) & VRING_USED_F_NO_NOTIFY) {
         return;

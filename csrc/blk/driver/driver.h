@@ -27,6 +27,7 @@ struct drv_queue {
     struct vring_avail *avail;
     struct vring_used *used;
     uint16_t avail_idx, last_used;
+    uint16_t told; /* available index when the back end was last kicked, or did not want to be */
     int kick, call, err;
     uint64_t base; /* guest address of the queue's part of memory */
 };
