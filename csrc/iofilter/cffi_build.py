@@ -1,4 +1,4 @@
-"""Builds the extension module ``hypervisor.iofilter._iofilter``: disks, filters, NBD and the vhost-user-blk device; setup.py names it."""
+"""Builds ``hypervisor.iofilter._iofilter``: disks, filters, NBD and the vhost-user-blk device; setup.py names it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARTS = ("iofilter/*", "iofilter/filters/*/*", "nbd/*", "common/*", "blk/*", "vh
 
 
 def declarations() -> str:
-    """The interface headers without what cffi does not read: a header stays the one place that declares its interface."""
+    """The interface headers without what cffi does not read: a header stays what declares its interface."""
     text = "\n".join((CSRC / name).read_text() for name in INTERFACE)
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))

@@ -88,7 +88,7 @@ def some_bytes(path: Path, size: int = 4 << 20) -> Path:
 
 def fio(address: str, *options: str) -> list[str | Path]:
     return ["fio", "--name=x", "--ioengine=nbd", f"--uri={address}", "--bs=4k", "--iodepth=16", "--rw=randwrite",
-            "--verify=crc32c", "--verify_fatal=1", "--size=16m", *options]  # fmt: skip
+            "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--size=16m", *options]  # fmt: skip
 
 
 def test_real_clients_read_and_write(hv: Hv, tmp_path: Path) -> None:

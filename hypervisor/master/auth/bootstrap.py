@@ -48,7 +48,7 @@ _PUBLIC = urls("/healthz", "/livez", "/readyz", "/version", "/version/")
 _EVENTS = rule("create patch update", "core events.k8s.io", "events")
 
 _PROXIER = [
-    rule(_READ, "core", "services endpoints nodes"),
+    rule(_READ, "core", "services endpoints"),
     rule(_READ, "discovery.k8s.io", "endpointslices"),
 ]
 
