@@ -37,10 +37,15 @@ async def apply(state: State) -> None:
     await _nft("-j", "-f", "-", text=json.dumps(render(state)))
 
 
+async def tables() -> set[str]:
+    """The names of all tables that the kernel has."""
+    listed = json.loads(await _nft("-j", "list", "tables"))
+    return {str(entry["table"]["name"]) for entry in listed.get("nftables", ()) if "table" in entry}
+
+
 async def is_there(table: str) -> bool:
     """Whether the kernel has the table: somebody may have flushed it by hand."""
-    listed = json.loads(await _nft("-j", "list", "tables"))
-    return any(entry.get("table", {}).get("name") == table for entry in listed.get("nftables", ()))
+    return table in await tables()
 
 
 async def remove(table: str) -> None:

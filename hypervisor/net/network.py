@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 REPAIR_S = 10.0
 """Between two looks at whether the kernel still holds what it should."""
 MTU = 1500
+_TAP, _TABLE = "pv", "podvisor-"
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class HostNetwork:
     def __init__(self, file: Path) -> None:
         self._file = file
         host = hashlib.sha256(str(file).encode()).hexdigest()[:4]
-        self.tap_prefix = f"pv{host}"
-        self.table = f"podvisor-{host}"
+        self.tap_prefix = f"{_TAP}{host}"
+        self.table = f"{_TABLE}{host}"
         self._ranges = Ranges((), ())
         self._texts: tuple[list[str], list[str]] = ([], [])
         self._pools: dict[int, Pool] = {}
@@ -211,6 +212,7 @@ class HostNetwork:
         """Keeps the kernel as it should be, until it is cancelled; then takes the packet filter back."""
         enable_forwarding()
         try:
+            await self._sweep()
             while True:
                 await self._once()
                 try:
@@ -219,8 +221,24 @@ class HostNetwork:
                 except TimeoutError:
                     continue
         finally:
-            if not self._links:
-                await asyncio.shield(firewall.remove(self.table))
+            await asyncio.shield(self._take_back())
+
+    async def _take_back(self) -> None:
+        """The packet filter stays for as long as a pod's VM runs, also when no daemon does."""
+        async with Devices.opened() as devices:
+            if not await devices.taps(self.tap_prefix):
+                await firewall.remove(self.table)
+
+    async def _sweep(self) -> None:
+        """Removes the tables of hosts that were killed and whose VMs have gone. A host that lives puts its own back."""
+        try:
+            async with Devices.opened() as devices:
+                alive = {_TABLE + tap.removeprefix(_TAP)[:4] for tap in await devices.taps(_TAP)}
+            for table in await firewall.tables():
+                if table.startswith(_TABLE) and table != self.table and table not in alive:
+                    await firewall.remove(table)
+        except HvError as error:
+            log.warning("packet filters of hosts that are gone were not looked for", reason=str(error))
 
     async def _once(self) -> None:
         self._changed.clear()

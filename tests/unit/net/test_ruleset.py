@@ -108,3 +108,34 @@ print(client.recv(100).decode())
 END
 """
     assert in_namespace(script, text) == "found\n"
+
+
+def test_a_killed_hosts_table_is_swept_by_the_next_one() -> None:
+    """In a namespace of its own: a table without taps goes, the daemon's own comes, and goes with it."""
+    script = f"""
+nft add table inet podvisor-dead
+nft add table inet another
+{sys.executable} - <<'END'
+import asyncio, subprocess, tempfile
+from pathlib import Path
+from hypervisor.net.network import HostNetwork
+
+def tables():
+    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    return set(line.split()[-1] for line in listed.splitlines())
+
+async def main():
+    network = HostNetwork(Path(tempfile.mkdtemp()) / "network.json")
+    network.set_ranges(["10.88.0.0/24"], [])
+    running = asyncio.create_task(network.run())
+    while network.table not in tables():
+        await asyncio.sleep(0.01)
+    assert tables() == {{"another", network.table}}, tables()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert tables() == {{"another"}}, tables()
+
+asyncio.run(main())
+END
+"""
+    in_namespace(script)
