@@ -9,7 +9,7 @@ STAMPS := build/stamps
 JOBS := $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help install guest-image samples native cluster cluster-down lint types test unit integration test-kvm soak c-test fuzz bench coverage clean distclean
+.PHONY: help install guest-image samples native cluster cluster-down lint types test test-all unit integration test-kvm soak c-test fuzz bench coverage clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,7 +64,9 @@ PYTEST := $(BIN)/python -m pytest
 RESULTS := build/results
 JUNIT = -o junit_family=xunit1 --junit-xml=$(RESULTS)/$@.xml
 
-test: lint types c-test unit integration test-kvm ## everything that CI runs; no test may have been skipped everywhere
+test: lint types c-test unit integration ## everything that CI runs on any machine
+
+test-all: test test-kvm ## that and the KVM lane; no test may have been skipped everywhere
 	PYTHONPATH=tools $(BIN)/python -m lane.everywhere $(RESULTS)/unit.xml $(RESULTS)/integration.xml build/kvm-lane/results/junit.xml
 
 lint: $(STAMPS)/venv-test ## ruff over Python, clang over C
