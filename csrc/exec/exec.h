@@ -63,12 +63,13 @@ struct hv_exec_request {
     struct hv_exec_caps caps;
     uid_t uid;
     gid_t gid;
-    int pidfd;          /* the container's first process; -1: none, and the process is one of the guest's own */
+    int pidfd;          /* the container's first process; -1: none, which `guest` must say, too */
     int namespaces;     /* CLONE_NEW* flags to join; 0 without a pidfd */
     const char *cgroup; /* the cgroup's directory, or NULL */
     const char *seccomp; /* path of the compiled filter, or NULL */
     const char *cwd;
     const char *oom_score_adj; /* or NULL: as it is */
+    bool guest; /* asked for by name: a process of the guest's own, in no container */
     bool no_new_privs;
     bool tty;
     unsigned short columns, rows;

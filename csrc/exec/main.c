@@ -88,6 +88,8 @@ static int prepare(int request_fd, int report, struct hv_exec_request *request, 
         return refuse(report, err, what);
     if (hv_enter_keep_only((int[]){report, request->pidfd, *cgroup}, 3, &err))
         return refuse(report, err, "close descriptors");
+    if ((request->pidfd < 0) != request->guest) /* a request that lost its container must not run beside it, with its rights */
+        return refuse(report, EBADF, "join the container's namespaces (it may just have ended)");
     if (request->pidfd >= 0 && fcntl(request->pidfd, F_SETFD, FD_CLOEXEC))
         return refuse(report, errno, "use the container's pidfd");
     if (hv_enter_namespaces(request, ~CLONE_NEWCGROUP, &err))

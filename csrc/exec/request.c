@@ -1,6 +1,7 @@
 /* The request: NUL-terminated records "key=value", one memfd full. The agent writes it (hypervisor/agent/exec_request.py).
  *
- *   pidfd=N  ns=N  cgroup=DIRECTORY  seccomp=PATH  cwd=PATH  uid=N  gid=N  groups=N,N,...  nnp=1  tty=COLUMNSxROWS
+ *   pidfd=N (or guest=1: in no container)
+ *   ns=N  cgroup=DIRECTORY  seccomp=PATH  cwd=PATH  uid=N  gid=N  groups=N,N,...  nnp=1  tty=COLUMNSxROWS
  *   caps=HEX,HEX,HEX,HEX,HEX (bounding, effective, permitted, inheritable, ambient)  oom=N  rlimit=RESOURCE,SOFT,HARD
  *   env=NAME=VALUE (any number)  arg=STRING (one at least)
  *
@@ -154,6 +155,8 @@ static int parse_record(char *key, char *value, struct hv_exec_request *out, int
         return parse_limit(value, out, err);
     if (!strcmp(key, "tty"))
         return parse_tty(value, out, err);
+    if (!strcmp(key, "guest"))
+        return parse_flag(value, &out->guest, err);
     if (!strcmp(key, "nnp"))
         return parse_flag(value, &out->no_new_privs, err);
     return fail(err, EINVAL);

@@ -56,5 +56,10 @@ class DebugGroup(Cgroup):
     def prefix(self) -> bytes:
         """hv-exec's records: every capability, no filter, no namespace to join."""
         everything = f"{mask(list(NAMES)):x}"
-        records = [f"cgroup={self.directory}", f"caps={everything},{everything},{everything},0,0", f"oom={_OOM_SCORE}"]
+        records = [
+            "guest=1",
+            f"cgroup={self.directory}",
+            f"caps={everything},{everything},{everything},0,0",
+            f"oom={_OOM_SCORE}",
+        ]
         return "".join(f"{record}\0" for record in records).encode()
