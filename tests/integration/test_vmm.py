@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -90,6 +91,7 @@ def open_fds() -> int:
 async def make_bench(state: Path) -> AsyncIterator[Bench]:
     capabilities = await probe(state, guest_kernel=None, accelerator="tcg", vsock="vhost-user")
     async with Zygote.start() as zygote:
+        gc.collect()  # what an earlier test's event loop left to the collector
         before = open_fds()
         bench = Bench(state, capabilities, IdentityPool(capabilities), zygote)
         try:
@@ -98,7 +100,7 @@ async def make_bench(state: Path) -> AsyncIterator[Bench]:
                 await vm.end_now()
                 await vm.remove()
             assert bench.leftovers() == []
-            assert open_fds() == before
+            assert open_fds() <= before
         finally:
             for i in range(len(bench.started) + 1):
                 await sweep(state / f"vm{i}", capabilities)
