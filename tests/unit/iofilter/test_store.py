@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -144,8 +145,9 @@ def test_every_filter_has_a_class_and_a_place() -> None:
 
 def test_nothing_stays_open(store: DiskStore) -> None:
     make(store, "d")
+    gc.collect()  # what other tests left to the collector
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         with DiskLoop() as loop:
             open_disk(loop, store, "d").close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
