@@ -7,6 +7,8 @@ started ends with it: nothing of a debugging session stays in a guest. When memo
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 from itertools import count
 from typing import Any
@@ -21,8 +23,10 @@ from .server import Connection
 from .spec import User
 
 _OOM_SCORE = 1000
+_END_TRIES = 3000  # half a minute under emulation at the least
 _HOME = "/root"
 _numbers = count(1)
+_ending: set[asyncio.Future[None]] = set()
 
 
 async def run_debug(args: dict[str, Any], connection: Connection, reaper: Reaper) -> None:
@@ -39,8 +43,11 @@ async def run_debug(args: dict[str, Any], connection: Connection, reaper: Reaper
         async with spawn_with(group.prefix(), -1, request, reaper, stdin=stdin) as spawned:
             await converse(connection, spawned)
     finally:
-        group.kill()
-        await group.remove()
+        # A task of its own: the client that has its answer closes the connection, and this call is cancelled.
+        ending = asyncio.ensure_future(group.end())
+        _ending.add(ending)
+        ending.add_done_callback(_ending.discard)
+        await asyncio.shield(ending)
 
 
 class DebugGroup(Cgroup):
@@ -52,6 +59,23 @@ class DebugGroup(Cgroup):
     async def make(self) -> None:
         """Makes it, and its parent where no container has needed one yet."""
         os.makedirs(self.directory, exist_ok=True)
+
+    async def end(self) -> None:
+        """Kills what is in it, again and again until nothing is, and removes it.
+
+        :raises OSError: a process in it does not die
+        """
+        for left in range(_END_TRIES, -1, -1):
+            self.kill()
+            try:
+                os.rmdir(self.directory)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as e:
+                if e.errno != errno.EBUSY or not left:
+                    raise
+            await asyncio.sleep(0.01)
 
     def prefix(self) -> bytes:
         """hv-exec's records: every capability, no filter, no namespace to join."""

@@ -352,7 +352,7 @@ def test_a_process_beside_the_containers(cluster: Cluster) -> None:
     assert "httpd" in shown.stdout and "hv-exec" in shown.stdout and "served" in shown.stdout
     in_guest(cluster, "sh", "-c", "sleep 98765 & sleep 98765 & echo left")
     left = "ps | grep '[s]leep 98765'; ls -d /sys/fs/cgroup/podvisor-privileged/debug.* | wc -l"
-    wait_for(lambda: in_guest(cluster, "sh", "-c", left).stdout.split() == ["1"], "nothing of it is left", 20)
+    wait_for(lambda: in_guest(cluster, "sh", "-c", left).stdout.split() == ["1"], "nothing of it is left")
     assert "not found" in in_guest(cluster, "nonesuch").stderr
 
 
