@@ -7,14 +7,11 @@
  *     poll every poller -> work posted by other threads -> due timers -> deferred tasks -> (nothing found?) sleep
  *
  * Sleeping is dear: in a virtual machine a wake-up across CPUs costs more than most requests. So the loop goes on
- * polling
- * for a window before it sleeps. The window adapts as KVM's halt polling does (linux/virt/kvm/kvm_main.c, grow and
- * shrink of
- * halt_poll_ns): a sleep that ended sooner than `spin_max_ns` doubles it, a longer one halves it. With `spin_max_ns`
- * 0 the loop never
+ * polling for a window before it sleeps. The window adapts as KVM's halt polling does (linux/virt/kvm/kvm_main.c,
+ * grow and shrink of halt_poll_ns): a sleep that ended sooner than `spin_max_ns` doubles it, a longer one halves
+ * it. With `spin_max_ns` 0 the loop never
  * spins. While it polls, pollers keep their peers' notifications suppressed; before it sleeps, `arm` asks for them
- * again and
- * looks once more, so that nothing is missed.
+ * again and looks once more, so that nothing is missed.
  *
  * Deferred tasks run once at the end of the turn that deferred them: that is where what was gathered in a turn goes
  * out in one system call
@@ -23,8 +20,7 @@
  * Threads: everything here is for the loop's own thread, but pv_loop_post and pv_loop_stop, which any thread may
  * call.
  * Lifetimes: events, tasks, timers and pollers lie in their owners, who take them off before they are freed. An event
- * that is
- * unwatched is not called any more, also not in the turn that is running.
+ * that is unwatched is not called any more, also not in the turn that is running.
  */
 #ifndef PV_LOOP_H
 #define PV_LOOP_H

@@ -24,8 +24,7 @@ struct pv_data {
 };
 
 /* A file or a block device; io_uring, or a pool of threads where the kernel has none. The descriptor becomes the
- * data's own (also on
- * failure it is closed). */
+ * data's own (also on failure it is closed). */
 enum {
     PV_FILE_READ_ONLY = 1,
     PV_FILE_DIRECT = 2, /* O_DIRECT */

@@ -2,8 +2,8 @@
  * thread may make.
  *
  * Calls that change a disk reach the loop and wait for it; none of them may be made from the loop's own thread. Those
- * that open files or
- * connect block the caller, never the loop. Every call that can fail returns -1 (or NULL) and fills in *fail; what it
+ * that open files or connect block the caller, never the loop. Every call that can fail returns -1 (or NULL) and
+ * fills in *fail; what it
  * was to change is then as before.
  */
 #ifndef PV_DISKS_H

@@ -1,10 +1,8 @@
 /* What a filter is: a class (one a folder below filters/) and its instances in chains.
  *
  * The classes' order, from the guest to the data, is fixed: what is inspected is what the guest sends, what is cached
- * is not yet
- * compressed, what is replicated is what is stored. A chain that breaks it is refused when it is made. Within one
- * order the
- * descriptor's own order counts.
+ * is not yet compressed, what is replicated is what is stored. A chain that breaks it is refused when it is made.
+ * Within one order the descriptor's own order counts.
  */
 #ifndef PV_FILTER_H
 #define PV_FILTER_H
@@ -49,8 +47,8 @@ struct pv_filter_class {
     int (*create)(const struct pv_settings *settings, uint64_t size, struct pv_fail *fail);
 
     /* Called by the thread that opens the disk, not by the loop: may block. filter->instance is set, its size is that
-     * of what lies
-     * downstream; filter->size may be made smaller (room for the filter's own data at the end). -1: *fail says why,
+     * of what lies downstream; filter->size may be made smaller (room for the filter's own data at the end). -1:
+     * *fail says why,
      * nothing is held. */
     int (*open)(struct pv_filter *filter, const struct pv_settings *settings, struct pv_fail *fail);
     /* Likewise; no request is with the filter. Persistent state is on disk when it returns. May be NULL. */

@@ -5,15 +5,14 @@
  *     RUNNING --pv_instance_quiesce--> DRAINING --nothing in flight--> QUIET --pv_instance_resume--> RUNNING
  *
  * A chain is changed only while the instance is quiet: no request is with any filter or with the data. While
- * DRAINING, filters are asked
- * to let go of what they hold, and new requests wait in `waiting` in the order in which they came; resuming sends
+ * DRAINING, filters are asked to let go of what they hold, and new requests wait in `waiting` in the order in
+ * which they came; resuming sends
  * them on. So an attach, a
  * detach or a new setting neither loses nor reorders a request, and the pause is as long as the slowest request in
  * flight.
  *
  * Two instances that redirect to one another's data are made quiet one after the other, never at once: a request that
- * waits at the second
- * is in flight in the first.
+ * waits at the second is in flight in the first.
  *
  * Invariants:
  *  - in_flight counts requests and children between submit and done; it is 0 in QUIET;
@@ -59,8 +58,7 @@ struct pv_instance {
 };
 
 /* A disk without filters. The data becomes the instance's own. NULL: *fail. May be called by any thread; the instance
- * is the
- * loop's as soon as it was attached to one. */
+ * is the loop's as soon as it was attached to one. */
 struct pv_instance *pv_instance_new(const char *name, struct pv_data *data, struct pv_fail *fail);
 /* The instance is quiet and detached, or was never attached, and nobody redirects to it (else EBUSY). */
 int pv_instance_free(struct pv_instance *instance, struct pv_fail *fail);

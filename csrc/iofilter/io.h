@@ -2,9 +2,9 @@
  *
  * Theory of operation
  * -------------------
- * A front end (a guest's virtqueue, an NBD connection, a program that holds a handle) fills in a request and gives it
- * to the
- * instance of its disk:
+ * A front end (a guest's virtqueue, an NBD connection, a program that holds a handle) fills in
+ * a request and gives it
+ * to the instance of its disk:
  *
  *     front end --pv_instance_submit--> filter 0 --> filter 1 --> ... --> data          downstream
  *     front end <------ done --------- filter 0 <-- filter 1 <-- ... <-- pv_io_end      upstream, the way it came
@@ -17,14 +17,13 @@
  *     keep it         and later one of the above; pv_filter's `drain` asks for it
  *
  * To split or to copy a request, or to send other bytes than the submitter's, a filter makes children (pv_io_child),
- * each a request of
- * its own with its own iovec and its own `done`, and ends the parent when they are over.
+ * each a request of its own with its own iovec and its own `done`, and ends the parent when they are over.
  *
  * Who owns what: the request and its iovec are the submitter's, and stay as they are until `done`. Nobody between the
- * submitter and the data
- * changes iov, offset, length or type. Data is not copied: the segments of a guest's request point into the guest's
- * memory. What they hold
- * may change at any time under the reader's hands (the guest is hostile): whoever looks at data twice (a checksum, a
+ * submitter and the data changes iov, offset, length or type. Data is not copied: the segments of a guest's
+ * request point into the guest's
+ * memory. What they hold may change at any time under the reader's hands (the guest is hostile): whoever looks at
+ * data twice (a checksum, a
  * cipher) copies first.
  *
  * Order: requests in flight are not ordered to one another, as with any disk. A flush covers the writes that had
@@ -34,8 +33,7 @@
  * Threads: an instance, its filters and its requests belong to one loop (common/loop.h) and are touched by its thread
  * alone. No filter takes a lock.
  * Ends are never recursive without bound: a request that ends inside `submit` calls `done` there, so a submitter that
- * submits from `done`
- * counts its depth or defers.
+ * submits from `done` counts its depth or defers.
  */
 #ifndef PV_IO_H
 #define PV_IO_H
@@ -96,8 +94,7 @@ struct pv_io {
 /* Gives a request to a disk, at the filter `entry` (0: the first; count: straight to the data; a handle at filter f
  * enters at f + 1).
  * The framework checks it: one that reaches past the end, is misaligned, too long, or writes to a read-only disk ends
- * with EINVAL, ENOSPC or
- * EROFS before any filter sees it. While the instance is quiet the request waits. */
+ * with EINVAL, ENOSPC or EROFS before any filter sees it. While the instance is quiet the request waits. */
 void pv_instance_submit(struct pv_instance *instance, struct pv_io *io, unsigned entry);
 
 /* For filters, on the request that they were given. */
@@ -105,9 +102,8 @@ void pv_io_pass(struct pv_filter *filter, struct pv_io *io);
 void pv_io_end(struct pv_io *io, int error);
 
 /* A request of the filter's own that goes on downstream of it. It comes zeroed, from a cache; NULL: no memory. The
- * filter fills it in,
- * pv_child_pass sends it, `done` gets it back, pv_child_free returns it. `parent` (which may be NULL: the filter's
- * own work) is put in `owner`. */
+ * filter fills it in, pv_child_pass sends it, `done` gets it back, pv_child_free returns it. `parent` (which may
+ * be NULL: the filter's own work) is put in `owner`. */
 struct pv_io *pv_io_child(struct pv_filter *filter, struct pv_io *parent);
 void pv_child_pass(struct pv_filter *filter, struct pv_io *child);
 void pv_child_free(struct pv_filter *filter, struct pv_io *child);

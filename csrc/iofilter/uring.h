@@ -1,8 +1,7 @@
 /* The ring that all files of one loop share: what a turn gathers goes to the kernel in one system call.
  *
  * Where the kernel has no io_uring (or the process may not use it), a pool of threads does the same with blocking
- * calls: slower, and no
- * part of the rest knows.
+ * calls: slower, and no part of the rest knows.
  *
  * Bounds: PV_RING_ENTRIES operations are with the kernel at once; more wait in a list and follow as those end.
  */
