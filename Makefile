@@ -90,6 +90,7 @@ integration: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## test
 test-kvm: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## tests under KVM with the kernel's vhost-vsock; without them, in a guest that has both
 	tools/kvm-lane $(if $(QEMU),--qemu $(QEMU)) $(if $(SUITES),--suites $(SUITES)) $(if $(COVERAGE),--coverage) $(if $(BENCH),--bench $(BENCH)) $(LANE_FLAGS)
 
+soak: export PYTEST_TIMEOUT := 0
 soak: $(STAMPS)/venv-test $(STAMPS)/packages-test install samples ## the same again and again, for minutes: a device process killed 200 times, the master and its store 300, a host's daemon 200
 	$(PYTEST) tests/integration -m soak
 	$(MAKE) --no-print-directory -C csrc percpu-soak

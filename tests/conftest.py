@@ -55,6 +55,26 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
+#: seconds that a test may take, its fixtures not counted: no test of ours takes a quarter of that
+TIME_LIMIT_S = 300
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    """A test that hangs fails with every thread's stack instead of taking the whole run with it."""
+    patience = float(os.environ.get("HV_TEST_PATIENCE", "1"))
+    os.environ.setdefault("PYTEST_TIMEOUT", f"{TIME_LIMIT_S * patience:.0f}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Failures are printed when they happen: of a run that is ended from outside, nothing else would be left."""
+    if report.outcome not in ("failed", "rerun") or "CI" not in os.environ:
+        return
+    sections = "".join(f"\n---- {title} ----\n{text[-4000:]}" for title, text in report.sections)
+    print(f"\n==== {report.nodeid} ({report.when}, {report.outcome}) ====\n{report.longreprtext}{sections}", flush=True)
+
+
 #: marks that some machines lack by nature: each test with one must have run somewhere (tools/lane/everywhere.py)
 SCARCE = ("kvm", "vhost_vsock", "tcg", "net_admin", "uffd")
 

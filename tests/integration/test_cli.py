@@ -62,7 +62,7 @@ def test_terminal(host: Host, pod: str) -> None:
     """A terminal in the guest, of the size of ours, on which Ctrl-C interrupts."""
     leader, follower = pty.openpty()
     os.set_inheritable(follower, True)
-    script = "trap 'echo caught; exit 5' INT; tty; stty size; sleep 60"
+    script = "trap 'echo caught; exit 5' INT; tty; stty size; while :; do sleep 0.1; done"
     command = [HV, "exec", "-it", pod, "--", "sh", "-c", script]
     termios.tcsetwinsize(follower, (31, 97))
     with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=host.environment) as process:

@@ -9,11 +9,11 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -235,31 +235,70 @@ async def test_login_verifies_keeps_and_forgets(
         await logout(registry.address)
 
 
-async def test_cancelling_a_pull_stops_skopeo_and_leaves_nothing(
-    registry: Registry, store: ImageStore, tmp_path: Path
-) -> None:
-    (tmp_path / "layer.bin").write_bytes(os.urandom(64 << 20))
-    big_image(registry, tmp_path)
-    started = asyncio.Event()
+class Valve:
+    """A TCP proxy before the registry that lets only so many bytes of answers through: a download that never ends."""
+
+    def __init__(self, upstream: str, allow: int) -> None:
+        self._upstream = upstream.split(":")
+        self._left = allow
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Valve:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection((self._upstream[0], int(self._upstream[1])))
+                self._sockets += [client, server]
+                threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                target.sendall(data)
+                self._left -= len(data) * counted
+                if self._left <= 0:
+                    return
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def stuck(registry: Registry, tmp_path: Path) -> Iterator[str]:
+    """The name of an image whose download begins and never ends."""
+    (tmp_path / "layer.bin").write_bytes(os.urandom(4 << 20))
+    subprocess.run(["tar", "-C", tmp_path, "-cf", tmp_path / "big.tar", "layer.bin"], check=True)
+    registry.push(f"tarball:{tmp_path}/big.tar", "demo/big:latest")
+    with Valve(registry.address, allow=1 << 20) as valve:
+        yield f"{valve.address}/demo/big"
+
+
+async def test_cancelling_a_pull_stops_skopeo_and_leaves_nothing(stuck: str, store: ImageStore, tmp_path: Path) -> None:
+    arriving = asyncio.Event()
 
     def progress(event: ProgressEvent) -> None:
-        if event.phase == "download":
-            started.set()
+        if event.phase == "download" and event.done > 0:
+            arriving.set()
 
-    pull = asyncio.create_task(store.pull(f"{registry.address}/demo/big", credentials=USER, progress=progress))
-    await started.wait()
+    pull = asyncio.create_task(store.pull(stuck, credentials=USER, progress=progress))
+    await asyncio.wait_for(arriving.wait(), 60)
     assert skopeos() != []
     pull.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pull
     assert skopeos() == []
     assert left(tmp_path / "store") == NOTHING
-
-
-def big_image(registry: Registry, folder: Path) -> None:
-    """An image whose download takes a while, made of a file by skopeo itself."""
-    subprocess.run(["tar", "-C", folder, "-cf", folder / "big.tar", "layer.bin"], check=True)
-    registry.push(f"tarball:{folder}/big.tar", "demo/big:latest")
 
 
 def skopeos() -> list[int]:
@@ -273,12 +312,10 @@ def skopeos() -> list[int]:
     return found
 
 
-async def test_skopeo_dies_with_a_daemon_that_is_killed(registry: Registry, tmp_path: Path) -> None:
-    (tmp_path / "layer.bin").write_bytes(os.urandom(64 << 20))
-    big_image(registry, tmp_path)
-    skopeo = await asyncio.to_thread(kill_a_pull, tmp_path / "store", f"{registry.address}/demo/big")
+async def test_skopeo_dies_with_a_daemon_that_is_killed(stuck: str, tmp_path: Path) -> None:
+    skopeo = kill_a_pull(tmp_path / "store", stuck)
     deadline = time.monotonic() + 10
-    while await asyncio.to_thread(skopeo.exists):
+    while skopeo.exists():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
     await ImageStore.open(tmp_path / "store")
@@ -289,18 +326,19 @@ def kill_a_pull(folder: Path, name: str) -> Path:
     """Start a pull in a process of its own and SIGKILL that while it downloads; skopeo's folder in /proc."""
     program = (
         "import asyncio, sys; from pathlib import Path; from hypervisor.images import ImageStore, Credentials\n"
-        "said = lambda event: print(event.phase, flush=True)\n"
+        "said = lambda event: event.phase == 'download' and event.done > 0 and print('arriving', flush=True)\n"
         "store, user = ImageStore(Path(sys.argv[1])), Credentials('user', 'pass word')\n"
         "asyncio.run(store.pull(sys.argv[2], credentials=user, progress=said))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     argv = [sys.executable, "-c", program, folder, name]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment, text=True) as process:
-        assert process.stdout is not None
-        while process.stdout.readline() != "download\n":
-            pass
-        [pid] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        process.send_signal(signal.SIGKILL)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "arriving\n"
+            [pid] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        finally:
+            process.kill()
     return Path("/proc") / pid
 
 

@@ -40,4 +40,4 @@ MODULES = (
 )  # fmt: skip
 
 #: of setup.cfg's extra ``test``: what the lane's tests import
-TEST_REQUIREMENTS = ("pytest", "pytest-asyncio", "pytest-cov", "hypothesis", "wsproto")
+TEST_REQUIREMENTS = ("pytest", "pytest-asyncio", "pytest-cov", "pytest-timeout", "hypothesis", "wsproto")
