@@ -203,3 +203,8 @@ int pv_face_trace_write(const struct pv_face_trace *trace, int fd, uint64_t *eve
 {
     return pv_trace_write(&trace->trace, fd, events, err);
 }
+
+uint64_t pv_face_trace_committed(const struct pv_face_trace *trace)
+{
+    return pv_trace_committed(&trace->trace);
+}

@@ -49,6 +49,7 @@ void pv_face_trace_close(struct pv_face_trace *trace);
 const void *pv_face_trace_hook(const struct pv_face_trace *trace);
 void pv_face_trace_put(struct pv_face_trace *trace, uint64_t argument);
 int pv_face_trace_write(const struct pv_face_trace *trace, int fd, uint64_t *events, int *err);
+uint64_t pv_face_trace_committed(const struct pv_face_trace *trace);
 
 int pv_face_ring_count(const struct pv_face_ring *ring, struct pv_face_counts *out, int *err);
 

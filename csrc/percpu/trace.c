@@ -71,6 +71,14 @@ void pv_trace_destroy(struct pv_trace *trace)
     pv_percpu_free(trace->areas, trace->data_handle, &ignored);
 }
 
+uint64_t pv_trace_committed(const struct pv_trace *trace)
+{
+    int64_t sum;
+    int ignored;
+
+    return pv_percpu_sum(trace->areas, trace->control_handle, &sum, &ignored) ? 0 : (uint64_t)sum; /* the heads */
+}
+
 static void put_slowly(struct pv_trace *trace, const uint64_t words[4])
 {
     uint32_t area, *lock;

@@ -42,4 +42,7 @@ void pv_trace_put(struct pv_trace *trace, enum pv_trace_phase phase, enum pv_tra
  * writers. ENOMEM, or what write(2) says. */
 int pv_trace_write(const struct pv_trace *trace, int fd, uint64_t *events, int *err);
 
+/* Events written since the trace was made, of all CPUs, those overwritten too: pv_percpu_sum's guarantee. */
+uint64_t pv_trace_committed(const struct pv_trace *trace);
+
 #endif

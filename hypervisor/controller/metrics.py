@@ -61,6 +61,9 @@ _ROWS: tuple[tuple[type[Metric], str, tuple[str, ...], float, str], ...] = (
     (_COUNTER, "vsock_bad_packets", ("vmx", "vsock", "bad_packets"), 1, "Packets dropped as malformed."),
     (_COUNTER, "vsock_kicks", ("vmx", "vsock", "kicks"), 1, "Notifications from the guest."),
     (_COUNTER, "vsock_interrupts", ("vmx", "vsock", "interrupts"), 1, "Notifications to the guest."),
+    (_COUNTER, "percpu_commits", ("vmx", "percpu", "commits"), 1, "Per-CPU sequences that vmx committed."),
+    (_COUNTER, "percpu_restarts", ("vmx", "percpu", "restarts"), 1, "Per-CPU sequences that vmx began again."),
+    (_GAUGE, "percpu_memory_bytes", ("vmx", "percpu", "memory_bytes"), 1, "Memory of vmx's per-CPU areas."),
 )  # fmt: skip
 _HOST_ROWS = (
     ("vads", ("page_frames", "vads"), "Virtual address descriptors in the host's page-frame database."),

@@ -20,7 +20,7 @@ class PerCpuTrace:
         out, err = ffi.new("struct pv_face_trace **"), new_error()
         if lib.pv_face_trace_open(areas.handle, records, out, err) < 0:
             raise failure(f"making a trace of {records} events a CPU", err)
-        self._areas, self._trace = areas, ffi.gc(out[0], lib.pv_face_trace_close)
+        self.areas, self._trace = areas, ffi.gc(out[0], lib.pv_face_trace_close)
 
     @property
     def hook(self) -> int:
@@ -34,6 +34,11 @@ class PerCpuTrace:
     def mark(self, argument: int = 0) -> None:
         """Writes an event of no name, at this moment."""
         lib.pv_face_trace_put(self._trace, argument)
+
+    @property
+    def committed(self) -> int:
+        """Events written since it was made, of all CPUs, those overwritten since too."""
+        return int(lib.pv_face_trace_committed(self._trace))
 
     def write(self, fd: int) -> int:
         """Writes what the rings hold as JSON, oldest first; how many events. Events may come meanwhile.

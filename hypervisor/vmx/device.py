@@ -133,6 +133,7 @@ class Device:
         if self._vsock is None:
             return {"vsock": None, "fault": ""} | rest
         return {"vsock": self._vsock.stats(), "fault": self._vsock.fault} | rest
+            "percpu": self._trace.stats(),
 
     def stop(self, reason: str) -> None:
         """Makes `serve` return soon. Safe in a signal handler."""

@@ -46,6 +46,15 @@ class DeviceTrace:
         if self._trace is not None:
             self._trace.write(fd)
 
+    def stats(self) -> dict[str, int]:
+        """What the per-CPU sequences of this process did: committed, started again because the thread was preempted,
+        moved or signalled in one; and the memory of the areas. Counters never fall; all 0 before the first `start`.
+        """
+        if self._trace is None:
+            return {"commits": 0, "restarts": 0, "memory_bytes": 0}
+        areas = self._trace.areas.stats()
+        return {"commits": self._trace.committed, "restarts": areas.aborts, "memory_bytes": areas.memory_bytes}
+
     def _use(self, hook: int) -> None:
         for module in self._modules:
             module(hook)

@@ -48,11 +48,13 @@ static void test_by_hook(struct pv_percpu *areas)
     pv_trace_use(NULL);
     PV_TRACE(PV_TRACE_INSTANT, PV_TRACE_VSOCK, 1, 0);
     text = text_of(&trace, &events);
+    CHECK(pv_trace_committed(&trace) == 2);
     CHECK(events == 2 && count(text, "\"ph\":\"X\"") == 1 && count(text, "\"ph\":\"i\"") == 1);
     CHECK(strstr(text, "\"fault\"") < strstr(text, "\"vsock\"")); /* it began earlier, though it was written later */
     CHECK(strstr(text, "\"argument\":4096") && strstr(text, "\"argument\":7") && strstr(text, "\"dur\":"));
     free(text);
     pv_trace_destroy(&trace);
+    CHECK(pv_trace_committed(&trace) == 0);
     pv_trace_put(&trace, PV_TRACE_INSTANT, PV_TRACE_OTHER, 1, 0); /* freed: nothing happens */
     CHECK(pv_trace_create(areas, 100, &trace, &err) == -1 && err == EINVAL);
 }

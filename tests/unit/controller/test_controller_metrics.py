@@ -24,7 +24,8 @@ RAM = {
     "prefetch_hits": 3,
     "latency_ns": 51_000,
 }
-STATS = {"cpu_ns": 2_000_000_000, "vmx": {"ram": RAM, "vsock": {"connections": 1}}, "vmx_replaced": 1}
+PERCPU = {"commits": 9, "restarts": 2, "memory_bytes": 24576}
+STATS = {"cpu_ns": 2_000_000_000, "vmx": {"ram": RAM, "vsock": {"connections": 1}, "percpu": PERCPU}, "vmx_replaced": 1}
 
 
 class Told(FakeGuest):
@@ -78,6 +79,9 @@ async def test_counters_have_names_units_and_labels(bench: Bench, scraper: TestC
     assert values(text, "podvisor_vm_vmx_replacements_total") == {"a": 1}
     assert values(text, "podvisor_vm_cpu_seconds_total") == {"a": 2}
     assert values(text, "podvisor_vm_vsock_connections") == {"a": 1}
+    assert values(text, "podvisor_vm_percpu_commits_total") == {"a": 9}
+    assert values(text, "podvisor_vm_percpu_restarts_total") == {"a": 2}
+    assert values(text, "podvisor_vm_percpu_memory_bytes") == {"a": 24576}
     assert values(text, "podvisor_vm_vads") == {"a": 2}
     uid = bench.pods.get("default", "a").stored.uid
     assert f'podvisor_vm_up{{namespace="default",pod="a",uid="{uid}"}} 1.0' in text

@@ -61,6 +61,7 @@ async def test_ends_with_its_streams(short_path: Path) -> None:
         "fault": "",
         "ram": None,
         "disks": None,
+        "percpu": {"commits": 0, "restarts": 0, "memory_bytes": 0},
     }
     os.write(write, b"hello\n")
     os.close(write)

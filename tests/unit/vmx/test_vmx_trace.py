@@ -34,3 +34,16 @@ def test_real_modules_take_a_hook() -> None:
     trace = DeviceTrace([FaultServer.trace])
     trace.start()
     trace.stop()
+
+
+def test_what_was_written_is_counted() -> None:
+    trace = DeviceTrace([])
+    assert trace.stats() == {"commits": 0, "restarts": 0, "memory_bytes": 0}
+    trace.start()
+    assert trace._trace is not None
+    for _ in range(10_000):  # more than the rings keep
+        trace._trace.mark()
+    trace.stop()
+    stats = trace.stats()
+    assert stats["commits"] == 10_000 and stats["restarts"] >= 0
+    assert 0 < stats["memory_bytes"] < 4 << 20
