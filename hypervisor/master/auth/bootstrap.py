@@ -52,6 +52,13 @@ _PROXIER = [
     rule(_READ, "discovery.k8s.io", "endpointslices"),
 ]
 
+POD_NETWORK = "podvisor:pod-network"
+"""What hosts may read where they serve the pod network: bound to them by whoever starts a cluster with it."""
+_POD_NETWORK = [
+    rule(_READ, "core", "namespaces pods"),
+    rule(_READ, "networking.k8s.io", "networkpolicies"),
+]
+
 _VIEW = [
     rule(
         _READ,
@@ -68,6 +75,7 @@ _VIEW = [
     ),
     rule(_READ, "batch", "cronjobs jobs jobs/status"),
     rule(_READ, "policy", "poddisruptionbudgets poddisruptionbudgets/status"),
+    rule(_READ, "networking.k8s.io", "networkpolicies"),
 ]
 _EDIT = [
     rule(_READ, "core", "pods/attach pods/exec pods/portforward pods/proxy secrets services/proxy"),
@@ -79,6 +87,7 @@ _EDIT = [
     rule(_WRITE, "apps", "statefulsets statefulsets/scale"),
     rule(_WRITE, "batch", "cronjobs jobs"),
     rule(_WRITE, "policy", "poddisruptionbudgets"),
+    rule(_WRITE, "networking.k8s.io", "networkpolicies"),
     rule(_ALL, "coordination.k8s.io", "leases"),
 ]
 _ADMIN = [
@@ -183,6 +192,7 @@ def cluster_roles() -> list[Object]:
         ),
         _role("system:node", _NODE),
         _role("system:node-proxier", _PROXIER),
+        _role(POD_NETWORK, _POD_NETWORK),
         _role("system:node-bootstrapper", [rule("create get list watch", certificates, _CSRS)]),
         _role(
             "system:auth-delegator",

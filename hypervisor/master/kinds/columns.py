@@ -21,6 +21,7 @@ from hypervisor.master.kinds.cells import (
     labels,
     listed,
     number,
+    selector,
     since,
     template_columns,
     text,
@@ -251,6 +252,8 @@ POD_DISRUPTION_BUDGET = (
     number("Allowed Disruptions", "status.disruptionsAllowed"),
     AGE,
 )
+
+NETWORK_POLICY = (NAME, Column("Pod-Selector", lambda obj: selector(dig(obj, "spec.podSelector", {}))), AGE)
 
 # Services
 

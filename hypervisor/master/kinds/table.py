@@ -17,6 +17,7 @@ from hypervisor.master.kinds import (
     core_rules,
     defaults,
     events,
+    network_rules,
     pod_defaults,
     pod_rules,
     quota_rules,
@@ -333,6 +334,15 @@ CLUSTER = (
         default=defaults.endpoint_slice,
         validate=core_rules.endpoint_slice,
         validate_update=core_rules.endpoint_slice_update,
+    ),
+    Kind(
+        resources.NETWORK_POLICIES,
+        "networkpolicy",
+        "io.k8s.api.networking.v1.NetworkPolicy",
+        short_names=("netpol",),
+        columns=columns.NETWORK_POLICY,
+        default=network_rules.network_policy_defaults,
+        validate=network_rules.network_policy,
     ),
     Kind(
         resources.CSRS,

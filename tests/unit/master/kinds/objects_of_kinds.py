@@ -59,6 +59,7 @@ LEAST: dict[Resource, Callable[[], Obj]] = {
             "jobTemplate": {"spec": {"template": {"spec": pod_spec(restartPolicy="Never")}}},
         }
     },
+    resources.NETWORK_POLICIES: lambda: {"spec": {"podSelector": {}}},
     resources.POD_DISRUPTION_BUDGETS: lambda: {"spec": {"minAvailable": 1}},
     resources.LEASES: lambda: {"spec": {"holderIdentity": "n", "leaseDurationSeconds": 40}},
     resources.ENDPOINT_SLICES: lambda: {"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]},
