@@ -50,9 +50,14 @@ class _Known:
 
 def reference(resource: Resource, obj: Mapping[str, Any], field_path: str = "") -> Object:
     """The ``ObjectReference`` of an object, or of a part of it as ``spec.containers{web}``."""
+    return _reference_of({**obj, "apiVersion": resource.api_version, "kind": resource.kind}, field_path)
+
+
+def _reference_of(obj: Mapping[str, Any], field_path: str = "") -> Object:
+    """The same of an object that says itself of which kind it is, as all of an informer do."""
     parts = {
-        "apiVersion": resource.api_version,
-        "kind": resource.kind,
+        "apiVersion": obj.get("apiVersion"),
+        "kind": obj.get("kind"),
         "name": get(obj, "metadata", "name", default=""),
         "namespace": get(obj, "metadata", "namespace", default=""),
         "uid": get(obj, "metadata", "uid", default=""),
@@ -74,9 +79,10 @@ class EventRecorder:
         self._log = structlog.get_logger()
 
     def record(self, involved: Mapping[str, Any], kind: EventType, reason: str, message: str) -> None:
-        """Notes that something happened to the object of this `reference`."""
-        kept = tuple(sorted((k, str(v)) for k, v in involved.items() if k != "resourceVersion"))
-        namespace = str(involved.get("namespace") or "default")
+        """Notes that something happened to this object, or to what this `reference` names."""
+        named = _reference_of(involved) if "metadata" in involved else involved
+        kept = tuple(sorted((k, str(v)) for k, v in named.items() if k != "resourceVersion"))
+        namespace = str(named.get("namespace") or "default")
         try:
             self._queue.put_nowait(_Said(namespace, kept, kind, reason, message[:MAX_MESSAGE]))
         except asyncio.QueueFull:

@@ -243,6 +243,23 @@ async def test_why_a_pod_fits_nowhere_is_an_event(cluster: Cluster) -> None:
     await cluster.until(bound)
 
 
+async def test_events_are_found_where_their_object_is(cluster: Cluster) -> None:
+    await cluster.hosts.add("a")
+    await cluster.client.create(NAMESPACES, {"metadata": {"name": "team"}})
+    made = await cluster.client.create(DEPLOYMENTS, {**deployment(), "metadata": {"name": "web"}}, "team")
+
+    async def told() -> Any:
+        events = (await cluster.client.list(EVENTS, "team")).items
+        about = {e["reason"]: e["involvedObject"] for e in events}
+        return about if {"ScalingReplicaSet", "Scheduled"} <= set(about) else None
+
+    about = await cluster.until(told)
+    expected = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "namespace": "team"}
+    assert about["ScalingReplicaSet"] == {**expected, "uid": meta.uid_of(made)}
+    pod = await cluster.client.get(PODS, about["Scheduled"]["name"], "team")
+    assert (about["Scheduled"]["kind"], about["Scheduled"]["uid"]) == ("Pod", meta.uid_of(pod))
+
+
 async def test_a_pod_of_higher_priority_sends_others_away(cluster: Cluster) -> None:
     from hypervisor.kube.resources import PRIORITY_CLASSES
 
