@@ -13,6 +13,7 @@ import click
 from hypervisor.cli import cluster_networks, output
 from hypervisor.cli.app import CONTEXT, Settings, pass_settings
 from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec
+from hypervisor.cli.output import note
 from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound
 
 FOLLOW_EVERY = 0.2  # seconds
@@ -106,6 +107,8 @@ def status(settings: Settings, output: str) -> int:
     spec = paths.must_load()
     found = found_status(paths, spec)
     show_status(found, output)
+    if not all(c["running"] for c in found["components"]):
+        note("not all of it runs; hv cluster up starts what is missing")
     return 0 if found["ready"] else 1
 
 

@@ -29,12 +29,16 @@ def take_down(paths: ClusterPaths, tell: Tell, *, delete: bool, now: bool = Fals
 
     Harmless when nothing runs. After a failure the command can be run again.
     """
+    if not paths.root.is_dir():
+        tell(f"there is no cluster in {paths.root}")
+        return
     with paths.locked():
         names = _host_names(paths)
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(lambda name: stop_component(paths, name, tell, now=now), names))
+        ran = paths.process(MASTER) is not None
         end(paths, MASTER)
-        tell("the master has ended")
+        tell("the master has ended" if ran else "no master runs")
         if delete:
             for path in (paths.hosts, paths.master, paths.root / "run"):
                 shutil.rmtree(path, ignore_errors=True)

@@ -32,7 +32,7 @@ from hypervisor.cli.cluster_state import (
 )
 from hypervisor.cli.kubeapi import KubeApi
 from hypervisor.cli.starter import last_line
-from hypervisor.errors import Conflict, HvError, InvalidInput, Timeout, Unavailable
+from hypervisor.errors import HvError, InvalidInput, Timeout, Unavailable
 from hypervisor.kube import kubeconfig
 from hypervisor.kube.meta import parse_time
 from hypervisor.kube.resources import LEASES, NODES
@@ -230,8 +230,8 @@ class _Starter:
         with KubeApi(self._paths.kubeconfig) as api:
             self._wait(api.ready, lambda: [MASTER], "the master")
             self._say("the master is ready")
+            self._place_again()
             for host in self._spec.hosts:
-                self._check_address(host)
                 self._ensure(host.name, self._host_arguments(host))
             self._wait_nodes(api)
 
@@ -256,11 +256,13 @@ class _Starter:
             *self._spec.networks.host_arguments(),
         ]
 
-    def _check_address(self, host: HostSpec) -> None:
-        if self._paths.process(host.name) is None and not _is_free(host.address, host.port):
-            raise Conflict(
-                f"{host.address}:{host.port} is taken by another program; {host.name} needs it: end that program"
-            )
+    def _place_again(self) -> None:
+        """While the master came up another program, such as another cluster, may have taken an address."""
+        running = {host.name for host in self._spec.hosts if self._paths.process(host.name) is not None}
+        hosts = placed(self._spec.hosts, running)
+        if hosts != self._spec.hosts:
+            self._spec = replace(self._spec, hosts=hosts)
+            self._paths.save(self._spec)
 
     def _ensure(self, component: str, arguments: list[str]) -> None:
         if self._paths.process(component) is not None:

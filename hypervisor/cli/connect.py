@@ -5,8 +5,10 @@ On the hot path.
 
 from __future__ import annotations
 
+import sys
+
 from hypervisor.cli.rest import QUICK, Connection
-from hypervisor.cli.route import find_cluster
+from hypervisor.cli.route import find_cluster, has_died
 from hypervisor.cli.state import read_endpoint
 from hypervisor.errors import Unavailable
 
@@ -33,6 +35,9 @@ def connect_any(state: str, timeout: float | None = QUICK) -> Connection:
     """
     cluster = find_cluster(state)
     if cluster is None:
+        if has_died(state):
+            told = "the cluster's master has died, so this goes to a host without it; to start it again: hv cluster up"
+            print(f"hv: {told}", file=sys.stderr)  # noqa: T201
         return connect(state, timeout)
     from hypervisor.cli.upstream import MasterConnection
 

@@ -65,6 +65,14 @@ def find_cluster(state: str) -> ClusterEndpoint | None:
         raise InvalidInput(f"is damaged ({e}); run: hv cluster up", where=f"{root}/cluster.json") from e
 
 
+def has_died(state: str) -> bool:
+    """Whether the state folder's cluster has a master that ended without being asked to: one that is stopped by
+    ``hv cluster down`` takes its record away.
+    """
+    record = f"{state}/cluster/run/master.pid"
+    return os.environ.get(LOCAL) != "1" and os.path.exists(record) and not _runs(record)  # noqa: PTH110
+
+
 def _runs(record: str) -> bool:
     """Whether the process of a record (see `hypervisor.cli.cluster_state`) is alive."""
     try:

@@ -72,6 +72,18 @@ def test_a_taken_address_is_left_to_its_owner(paths: ClusterPaths, monkeypatch: 
     assert planned(paths, Wanted()).hosts == spec.hosts, "a host that runs holds its address itself"
 
 
+def test_an_address_that_is_taken_while_the_master_starts(paths: ClusterPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"127.0.0.3"}
+    monkeypatch.setattr(cluster_up, "_is_free", lambda address, _port: address not in taken)
+    spec = ClusterSpec(7000, "sqlite", hosts_of(2))
+    starter = cluster_up._Starter(paths, spec, print, 0.0)
+    starter._place_again()
+    found = paths.load()
+    assert found is not None
+    assert [h.address for h in found.hosts] == ["127.0.0.2", "127.0.0.4"]
+    assert f"--node-address {found.hosts[1].address}" in " ".join(starter._host_arguments(starter._spec.hosts[1]))
+
+
 def test_the_time_out_of_a_lost_host_is_kept(paths: ClusterPaths) -> None:
     paths.save(planned(paths, Wanted(hosts=1, node_grace_s=12)))
     assert planned(paths, Wanted()).node_grace_s == 12
@@ -198,7 +210,12 @@ def test_credentials_are_private_and_kept(paths: ClusterPaths) -> None:
 def test_down_where_nothing_runs_is_harmless(paths: ClusterPaths) -> None:
     said: list[str] = []
     cluster_down.take_down(paths, said.append, delete=True)
+    assert "no master runs" in said
     assert not paths.master.exists()
+    nowhere = ClusterPaths(paths.state / "none")
+    cluster_down.take_down(nowhere, said.append, delete=False)
+    assert said[-1] == f"there is no cluster in {nowhere.root}"
+    assert not nowhere.state.exists()
     cluster_down.take_down(paths, said.append, delete=False)
 
 

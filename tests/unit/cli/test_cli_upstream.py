@@ -47,6 +47,14 @@ def test_a_dead_master_or_another_process_with_its_pid_is_not(cluster: Path) -> 
     assert route.find_cluster(str(cluster)) is None
 
 
+def test_a_master_that_died_is_told_from_one_that_was_stopped(cluster: Path) -> None:
+    assert not route.has_died(str(cluster)), "it runs"
+    record(cluster / "cluster", Path("/proc/self/stat").read_text().replace(str(os.getpid()), "4194304", 1))
+    assert route.has_died(str(cluster))
+    (cluster / "cluster/run/master.pid").unlink()
+    assert not route.has_died(str(cluster))
+
+
 def test_local_leaves_it_aside(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(route.LOCAL, "1")
     assert route.find_cluster(str(cluster)) is None
