@@ -236,11 +236,9 @@ static bool run_posted(struct pv_loop *loop)
     return run_tasks(__atomic_exchange_n(&loop->posted, NULL, __ATOMIC_ACQUIRE));
 }
 
-/* Those that are left of the turn are in `running`, where pv_loop_undefer finds them. */
-static bool run_deferred(struct pv_loop *loop)
+/* Those that are left of the round are in `running`, where pv_loop_undefer finds them. */
+static void run_round(struct pv_loop *loop)
 {
-    bool any = loop->deferred != NULL;
-
     loop->running = reversed(loop->deferred);
     loop->deferred = NULL;
     while (loop->running) {
@@ -250,7 +248,15 @@ static bool run_deferred(struct pv_loop *loop)
         task->queued = false;
         task->run(task);
     }
-    return any;
+}
+
+static bool run_deferred(struct pv_loop *loop)
+{
+    unsigned round;
+
+    for (round = 0; loop->deferred && round < PV_LOOP_ROUNDS; round++)
+        run_round(loop);
+    return round > 0;
 }
 
 static bool run_timers(struct pv_loop *loop)
@@ -325,6 +331,7 @@ static int wait_events(struct pv_loop *loop, uint64_t max_ns, bool *found, int *
         *found = true;
     }
     loop->batch_next = loop->batch_count = 0;
+    loop->looked_ns = loop->now_ns;
     return 0;
 }
 
@@ -336,7 +343,7 @@ static int look(struct pv_loop *loop, bool *found, int *err)
     *found = run_pollers(loop);
     *found |= run_posted(loop);
     *found |= run_timers(loop);
-    if (wait_events(loop, 0, &more, err))
+    if ((!*found || loop->now_ns - loop->looked_ns >= PV_LOOP_LOOK_NS) && wait_events(loop, 0, &more, err))
         return -1;
     *found |= more;
     *found |= run_deferred(loop);

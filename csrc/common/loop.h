@@ -4,18 +4,22 @@
  * -------------------
  * One turn of the loop:
  *
- *     poll every poller -> work posted by other threads -> due timers -> deferred tasks -> (nothing found?) sleep
+ *     poll every poller -> work posted by other threads -> due timers -> descriptors -> deferred tasks
+ *         -> (nothing found?) sleep
+ *
+ * Descriptors cost a system call. A turn in which a poller found work leaves them out, unless PV_LOOP_LOOK_NS have passed
+ * since they were looked at: so a busy ring delays a socket by that, and by the turn that is running, at most.
  *
  * Sleeping is dear: in a virtual machine a wake-up across CPUs costs more than most requests. So the loop goes on
  * polling for a window before it sleeps. The window adapts as KVM's halt polling does (linux/virt/kvm/kvm_main.c,
  * grow and shrink of halt_poll_ns): a sleep that ended sooner than `spin_max_ns` doubles it, a longer one halves
- * it. With `spin_max_ns` 0 the loop never
- * spins. While it polls, pollers keep their peers' notifications suppressed; before it sleeps, `arm` asks for them
- * again and looks once more, so that nothing is missed.
+ * it. With `spin_max_ns` 0 the loop never spins. While it polls, pollers keep their peers' notifications suppressed;
+ * before it sleeps, `arm` asks for them again and looks once more, so that nothing is missed.
  *
- * Deferred tasks run once at the end of the turn that deferred them: that is where what was gathered in a turn goes
- * out in one system call
- * (submissions to io_uring, replies to a socket, an interrupt to a guest).
+ * Deferred tasks run at the end of the turn that deferred them: that is where what was gathered in a turn goes out in
+ * one system call (submissions to io_uring, replies to a socket, an interrupt to a guest). What they defer runs in the same
+ * turn too, up to PV_LOOP_ROUNDS rounds: what a file has at once is answered in the turn that asked for it. The rest has the
+ * next turn, so that tasks that defer one another keep nobody waiting.
  *
  * Threads: everything here is for the loop's own thread, but pv_loop_post and pv_loop_stop, which any thread may
  * call.
@@ -32,6 +36,8 @@
 #include "list.h"
 
 #define PV_LOOP_BATCH 64
+#define PV_LOOP_LOOK_NS 20000 /* descriptors wait so long for pollers that find work all the time */
+#define PV_LOOP_ROUNDS 4      /* of deferred tasks, in a turn */
 
 struct pv_event {
     void (*ready)(struct pv_event *event, uint32_t events); /* EPOLL* */
@@ -62,6 +68,7 @@ struct pv_loop {
     int epoll_fd, wake_fd;
     uint64_t spin_max_ns, window_ns;
     uint64_t now_ns;            /* as of this turn */
+    uint64_t looked_ns;         /* when descriptors were last looked at */
     struct pv_link pollers;     /* struct pv_poller */
     struct pv_link timers;      /* struct pv_timer, soonest first */
     struct pv_task *deferred;   /* newest first */

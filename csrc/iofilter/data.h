@@ -29,6 +29,7 @@ enum {
     PV_FILE_READ_ONLY = 1,
     PV_FILE_DIRECT = 2, /* O_DIRECT */
     PV_FILE_POOL = 4,   /* threads, even where io_uring works */
+    PV_FILE_QUEUED = 8, /* nothing is done at once, even where it could be (tests) */
 };
 struct pv_data *pv_data_file(int fd, unsigned how, struct pv_fail *fail);
 /* An anonymous memory area: for tests and benches. */

@@ -1,19 +1,35 @@
 /* Data in a file or on a block device.
  *
- * A request is one operation of the ring (uring.h), with three exceptions:
- *  - what comes back short goes on where it stopped; a read that gets nothing where there should be data is EIO (the
- *  file was cut
- *    under us), never zeroes;
+ * Theory of operation
+ * -------------------
+ * A request is tried at once, without waiting, and if that does not settle it, it is one operation of the ring (uring.h):
+ *
+ *     at once    preadv2 or pwritev2 with RWF_NOWAIT: what the page cache has needs no more than this one call. Memory
+ *                file systems (tmpfs) do not know the flag, and the ring hands all they do to a kernel thread, which takes
+ *                ten times as long as the copy itself; they never wait for a device, so there the flag is left out, and
+ *                a flush has nothing to do
+ *     the ring   all else: direct I/O, requests longer than AT_ONCE_MAX (which would keep the loop from other requests),
+ *                durable writes, what the page cache does not have. After a miss the next ones go straight to the ring,
+ *                twice as many after each further miss, so that a random read of a cold file costs no call in vain
+ *
+ * Only a complete success counts at once: anything else is done again by the ring from the beginning, which is harmless for
+ * reads and for writes that nobody has been told of, and its result is the request's.
+ *
+ * In the ring there are three exceptions from one operation a request:
+ *  - what comes back short goes on where it stopped; a read that gets nothing where there should be data is EIO (the file
+ *    was cut under us), never zeroes;
  *  - with O_DIRECT, segments that the kernel would refuse (memory not aligned) go through a buffer;
  *  - a file system that cannot punch or zero a range: a discard is dropped (it is a hint), zeroes are written.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -21,11 +37,22 @@
 #include "uring.h"
 
 #define ZEROES (64u << 10) /* bytes of zeroes that one segment points to */
+#define AT_ONCE_MAX (256u << 10)
+#define SKIPS_MAX 64 /* most requests of a type that are not tried at once after a miss */
+
+/* Whether a type of request (read, write) is tried at once. */
+struct luck {
+    bool never;      /* the file system cannot */
+    unsigned misses; /* since the last success: 2^misses requests are not tried */
+    unsigned skip;   /* of them, still to come */
+};
 
 struct file {
     struct pv_data data;
     int fd;
-    bool direct, pool, device;
+    bool direct, pool, device, queued;
+    bool memory; /* of a file system that has no device to wait for */
+    struct luck luck[2]; /* PV_IO_READ, PV_IO_WRITE */
     struct pv_uring *uring; /* NULL: there is none, for the reason in `error`: every request ends with it */
     int error;
     struct pv_link spare; /* struct job */
@@ -194,6 +221,38 @@ static int use_bounce(struct job *job)
     return 0;
 }
 
+static ssize_t move_now(const struct file *file, const struct pv_io *io)
+{
+    int flags = file->memory ? 0 : RWF_NOWAIT, count = (int)io->iov_count;
+
+    return io->type == PV_IO_READ ? preadv2(file->fd, io->iov, count, (off_t)io->offset, flags)
+                                  : pwritev2(file->fd, io->iov, count, (off_t)io->offset, flags);
+}
+
+/* True: it was done. */
+static bool at_once(struct file *file, const struct pv_io *io)
+{
+    struct luck *luck = &file->luck[io->type];
+    ssize_t got;
+
+    if (luck->never || io->length > AT_ONCE_MAX || (io->flags & PV_IO_FUA && !file->memory))
+        return false;
+    if (luck->skip) {
+        luck->skip--;
+        return false;
+    }
+    got = move_now(file, io);
+    if (got == (ssize_t)io->length) {
+        luck->misses = 0;
+        return true;
+    }
+    luck->never = got < 0 && (errno == EOPNOTSUPP || errno == ENOSYS);
+    luck->skip = 1u << luck->misses;
+    if (luck->skip < SKIPS_MAX)
+        luck->misses++;
+    return false;
+}
+
 static const enum pv_op_type operations[PV_IO_TYPES] = {[PV_IO_READ] = PV_OP_READ, [PV_IO_WRITE] = PV_OP_WRITE,
     [PV_IO_FLUSH] = PV_OP_SYNC, [PV_IO_DISCARD] = PV_OP_PUNCH, [PV_IO_WRITE_ZEROES] = PV_OP_ZERO};
 
@@ -205,6 +264,10 @@ static void submit(struct pv_data *data, struct pv_io *io)
 
     if (!file->uring || (moves && !io->length)) {
         pv_io_end(io, file->error);
+        return;
+    }
+    if (!file->queued && (moves ? at_once(file, io) : file->memory && io->type == PV_IO_FLUSH)) {
+        pv_io_end(io, 0);
         return;
     }
     job = take_job(file);
@@ -272,6 +335,13 @@ static int resize(struct pv_data *data, uint64_t size, struct pv_fail *fail)
 static const struct pv_data_class file_class = {.name = "file", .submit = submit, .attached = attached, .detach = detach,
     .close = close_file, .resize = resize};
 
+static bool in_memory(int fd)
+{
+    struct statfs system;
+
+    return !fstatfs(fd, &system) && system.f_type == TMPFS_MAGIC;
+}
+
 static int measure(struct file *file, struct pv_fail *fail)
 {
     struct stat status;
@@ -286,6 +356,7 @@ static int measure(struct file *file, struct pv_fail *fail)
     if (file->device && ioctl(file->fd, BLKGETSIZE64, &size))
         return pv_fail(fail, errno, "cannot ask the device for its size: %s", strerror(errno));
     file->data.size = size / file->data.block_size * file->data.block_size;
+    file->memory = in_memory(file->fd);
     return 0;
 }
 
@@ -301,6 +372,7 @@ struct pv_data *pv_data_file(int fd, unsigned how, struct pv_fail *fail)
     file->fd = fd;
     file->direct = how & PV_FILE_DIRECT;
     file->pool = how & PV_FILE_POOL;
+    file->queued = how & (PV_FILE_QUEUED | PV_FILE_DIRECT);
     file->data = (struct pv_data){.class = &file_class, .block_size = PV_SECTOR, .read_only = how & PV_FILE_READ_ONLY};
     pv_list_init(&file->spare);
     if (measure(file, fail))

@@ -20,6 +20,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -42,6 +43,8 @@ from hypervisor.controller.static_pods import StaticPods
 from hypervisor.controller.vmhost import VmHost, open_vm_host
 from hypervisor.errors import InvalidInput, Unavailable
 from hypervisor.images.store import ImageStore
+from hypervisor.introspect.agent import AgentClient
+from hypervisor.introspect.kept import KeptConnections
 from hypervisor.net.devices import enable_forwarding
 from hypervisor.net.network import HostNetwork, parse_ranges
 from hypervisor.version import __version__
@@ -148,6 +151,7 @@ async def _serve_pods(
     config: HostConfig, store: ImageStore, machines: VmHost, ledger: MemoryLedger, network: HostNetwork | None
 ) -> None:
     objects = ClusterObjects()
+    kept = KeptConnections()
     services = Services(
         machines=machines,
         images=StoredImages(store),
@@ -156,6 +160,7 @@ async def _serve_pods(
         times=config.times,
         objects=objects if config.node else HostObjects(),
         network=network,
+        connect=partial(AgentClient, kept=kept),
     )
     pods = Pods(config.paths, services)
     try:
@@ -170,6 +175,7 @@ async def _serve_pods(
             await _listen(config, make_app(host), static, stopping)
     finally:
         await pods.close()
+        kept.close()
 
 
 @asynccontextmanager

@@ -22,7 +22,9 @@ from hypervisor.controller.sizing import vm_size
 from hypervisor.controller.spec import PodSpec
 from hypervisor.controller.store import StoredPod
 from hypervisor.errors import Conflict, HvError, NotFound, Unavailable
+from hypervisor.introspect.agent import AgentClient
 from hypervisor.introspect.target import PodTarget
+from hypervisor.vsock.address import VsockAddress
 
 Key = tuple[str, str]
 
@@ -64,6 +66,10 @@ class Pods:
     def find(self, namespace: str, name: str) -> PodTarget:
         """The pod as introspection needs it (`PodLookup`)."""
         return target_of(self.get(namespace, name))
+
+    def agent(self, address: VsockAddress) -> AgentClient:
+        """The agent of a VM of this host."""
+        return self._services.connect(address)
 
     def images_in_use(self) -> set[str]:
         """Ids of the images that a pod which has not ended runs or waits to run."""

@@ -9,19 +9,18 @@ from hypervisor.controller.metrics import share_frames
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
 from hypervisor.errors import HvError
-from hypervisor.introspect.agent import AgentClient
 
 PATIENCE_S = 2.0
 
 
 async def usage(pods: Pods) -> dict[str, Any]:
     """The answer to ``GET /hv/v1/top``. A VM that does not answer is listed with what is known."""
-    found = await asyncio.gather(*(_usage(pod) for pod in pods if pod.machine is not None))
+    found = await asyncio.gather(*(_usage(pods, pod) for pod in pods if pod.machine is not None))
     share_frames(one["vm"] for one in found)
     return {"pods": found, "host": pods.host_usage()}
 
 
-async def _usage(pod: PodVm) -> dict[str, Any]:
+async def _usage(pods: Pods, pod: PodVm) -> dict[str, Any]:
     found: dict[str, Any] = {"namespace": pod.pod.namespace, "name": pod.pod.name}
     found |= {"vm": {}, "containers": {}, "volumes": {}}
     machine = pod.machine
@@ -34,7 +33,7 @@ async def _usage(pod: PodVm) -> dict[str, Any]:
         found["vm"] = {"error": str(e)}
     if pod.journal.record.vm_up:
         try:
-            stats = await AgentClient(machine.address).call("container.stats", timeout=PATIENCE_S)
+            stats = await pods.agent(machine.address).call("container.stats", timeout=PATIENCE_S)
             found |= {part: stats.get(part) or {} for part in ("containers", "volumes", "guest")}
         except HvError as e:
             found["error"] = str(e)

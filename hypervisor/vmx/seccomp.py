@@ -46,6 +46,7 @@ CALLS: dict[str, tuple[int, int]] = {
     "ioctl": (16, 29),
     "dup": (32, 23),
     "fstat": (5, 80),
+    "fstatfs": (138, 44),
     "newfstatat": (262, 79),
     "ftruncate": (77, 46),
     "fsync": (74, 82),

@@ -21,6 +21,7 @@ from measure import Figure, timed
 from hypervisor.agent.wire import FrameType
 from hypervisor.cli.cluster_state import MASTER, ClusterPaths
 from hypervisor.introspect.agent import AgentClient, AgentStream
+from hypervisor.introspect.kept import KeptConnections
 from hypervisor.introspect.spdy.connection import SpdyConnection
 from hypervisor.kube.kubeconfig import load
 from hypervisor.kube.resources import PODS
@@ -95,7 +96,8 @@ class Cluster:
             if pod["status"].get("phase") == "Running":
                 break
             await asyncio.sleep(0.1)
-        self.agent = AgentClient(UnixVsock(next(self._root.glob("hosts/*/pods/*/vm/vmx/vsock.sock"))))
+        address = UnixVsock(next(self._root.glob("hosts/*/pods/*/vm/vmx/vsock.sock")))
+        self.agent = AgentClient(address, KeptConnections())
 
     @asynccontextmanager
     async def exec(self, *command: str, stdin: bool = False) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:

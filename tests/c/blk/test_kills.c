@@ -16,7 +16,7 @@
 #define BLOCKS 512U
 #define BLOCK 4096U
 
-static void serve(int fd, int file)
+static void serve(int fd, int file, unsigned how)
 {
     static struct pv_loop loop;
     struct pv_blk_config config = {.queues = 2, .serial = "killed"};
@@ -26,7 +26,7 @@ static void serve(int fd, int file)
 
     if (pv_loop_open(&loop, 20000, &err) < 0)
         _exit(1);
-    struct pv_data *data = pv_data_file(dup(file), 0, &fail);
+    struct pv_data *data = pv_data_file(dup(file), how, &fail);
     struct pv_instance *instance = data ? pv_instance_new("killed", data, &fail) : NULL;
     if (!instance)
         _exit(2);
@@ -47,7 +47,7 @@ static pid_t begin(struct drv *drv, int file, bool first)
     pid = fork();
     CHECK(pid >= 0);
     if (pid == 0)
-        serve(pair[0], file);
+        serve(pair[0], file, first ? 0 : PV_FILE_QUEUED); /* later ones are killed with more in flight */
     close(pair[0]);
     CHECK(drv_adopt(drv, pair[1], ALL_FEATURES) == 0);
     CHECK(drv_start(drv, first) == 0);

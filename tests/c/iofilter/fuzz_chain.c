@@ -61,7 +61,7 @@ static void open_disk(struct world *world)
 {
     struct pv_fail fail;
 
-    world->disk = disk_on("disk", pv_data_file(dup(world->data_fd), 0, &fail), &world->loop);
+    world->disk = disk_on("disk", pv_data_file(dup(world->data_fd), world->count % 2 ? PV_FILE_QUEUED : 0, &fail), &world->loop);
     for (unsigned i = 0; i < world->count; i++) {
         const char *filter = world->stateful[i];
 

@@ -1,5 +1,6 @@
 /* The framework itself: the way down and up, redirects on one loop and between two, quiet instances, bad requests,
  * both kinds of data. */
+#include <fcntl.h>
 #include <pthread.h>
 
 #include "disk.h"
@@ -336,6 +337,52 @@ static void test_file(struct pv_loop *loop, unsigned how)
     close(again);
 }
 
+/* What the page cache has not is read by the ring; both at once, and in turns. */
+static void test_cold_file(struct pv_loop *loop)
+{
+    enum { BLOCKS = 64 };
+    struct pv_fail fail;
+    int fd = open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600), again = dup(fd);
+    struct pv_instance *disk;
+    struct call calls[BLOCKS];
+    static uint8_t data[BLOCKS][4096];
+
+    CHECK(fd >= 0 && !ftruncate(fd, BLOCKS * 65536));
+    disk = disk_on("f", pv_data_file(fd, 0, &fail), loop);
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        memset(data[i], (int)i + 1, 4096);
+        CHECK(!disk_write(disk, i * 65536ull, data[i], 4096));
+    }
+    for (unsigned round = 0; round < 4; round++) {
+        memset(data, 0, sizeof(data));
+        CHECK(!fsync(again) && !posix_fadvise(again, 0, 0, POSIX_FADV_DONTNEED));
+        for (unsigned i = 0; i < BLOCKS; i++) {
+            if (i % 4 == round) /* is there again, beside others that are not */
+                CHECK(!disk_read(disk, i * 65536ull, data[i], 4096));
+            call_start(&calls[i], disk, PV_IO_READ, i * 65536ull, data[i], 4096, 0);
+        }
+        for (unsigned i = 0; i < BLOCKS; i++)
+            CHECK(!call_wait(&calls[i], loop) && data[i][0] == i + 1 && data[i][4095] == i + 1);
+    }
+    disk_close(disk);
+    close(again);
+}
+
+/* Too long to be done at once. */
+static void test_long_requests(struct pv_loop *loop)
+{
+    struct pv_fail fail;
+    struct pv_instance *disk = disk_on("f", pv_data_file(scratch_file(4 * MIB), 0, &fail), loop);
+    uint8_t *out = malloc(4 * MIB), *in = calloc(1, 4 * MIB);
+
+    for (unsigned i = 0; i < 4 * MIB; i++)
+        out[i] = (uint8_t)(i ^ i >> 12);
+    CHECK(!disk_write(disk, 0, out, 4 * MIB) && !disk_read(disk, 0, in, 4 * MIB) && !memcmp(in, out, 4 * MIB));
+    free(out);
+    free(in);
+    disk_close(disk);
+}
+
 static void test_refused_files(void)
 {
     struct pv_fail fail;
@@ -359,7 +406,10 @@ int main(void)
     test_redirect_on_one_loop(&loop);
     test_redirect_between_loops(&loop);
     test_file(&loop, 0);
-    test_file(&loop, PV_FILE_POOL);
+    test_file(&loop, PV_FILE_QUEUED);
+    test_file(&loop, PV_FILE_QUEUED | PV_FILE_POOL);
+    test_cold_file(&loop);
+    test_long_requests(&loop);
     test_refused_files();
     pv_loop_close(&loop);
     return 0;
