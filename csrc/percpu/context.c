@@ -129,7 +129,7 @@ static void make_ready(struct worker *here, struct pv_context *context)
 {
     struct worker *there = &here->all->workers[__atomic_load_n(&context->target, __ATOMIC_ACQUIRE)];
 
-    context->state = PV_READY;
+    context->state = PV_CONTEXT_READY;
     context->moves += there != here;
     enqueue(there, context);
     if (there != here)
@@ -180,15 +180,15 @@ static void run(struct worker *here, struct pv_context *context)
         make_ready(here, context);
         return;
     }
-    context->state = PV_RUNNING;
+    context->state = PV_CONTEXT_RUNNING;
     here->current = context;
     set_blocked(here, context->in_handler);
     pv_context_switch(&here->sp, context->sp);
     here->current = NULL;
     here->signal_blocked = context->in_handler;
-    if (context->state == PV_ENDED) {
+    if (context->state == PV_CONTEXT_ENDED) {
         finish(here, context);
-    } else if (context->state == PV_WAITING) {
+    } else if (context->state == PV_CONTEXT_WAITING) {
         context->next = here->waiting;
         here->waiting = context;
     } else {
@@ -280,13 +280,13 @@ unsigned pv_context_worker(void)
 
 void pv_context_yield(void)
 {
-    give_up(PV_READY, false);
+    give_up(PV_CONTEXT_READY, false);
 }
 
 void pv_context_wait(int fd)
 {
     pv_context_self()->fd = fd;
-    give_up(PV_WAITING, false);
+    give_up(PV_CONTEXT_WAITING, false);
 }
 
 void pv_context_preempt(void)
@@ -298,7 +298,7 @@ void pv_context_preempt(void)
         return;
     /* From the end of a section no signal is blocked, from the handler all of its mask is. */
     pthread_sigmask(SIG_SETMASK, NULL, &mask);
-    give_up(PV_READY, sigismember(&mask, pv_delay_signal) == 1);
+    give_up(PV_CONTEXT_READY, sigismember(&mask, pv_delay_signal) == 1);
 }
 
 static void first(void *argument)
@@ -307,7 +307,7 @@ static void first(void *argument)
 
     pv_delay_leave(); /* the scheduler's */
     self->run(self->argument);
-    give_up(PV_ENDED, false);
+    give_up(PV_CONTEXT_ENDED, false);
 }
 
 /* ---- making and unmaking ----------------------------------------------------------------------------------------- */

@@ -31,7 +31,7 @@
 
 struct pv_workers;
 
-enum pv_context_state { PV_READY, PV_RUNNING, PV_WAITING, PV_ENDED };
+enum pv_context_state { PV_CONTEXT_READY, PV_CONTEXT_RUNNING, PV_CONTEXT_WAITING, PV_CONTEXT_ENDED };
 
 struct pv_context {
     void *sp; /* while it does not run */

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import percpu_users
 from measure import Figure
 
 FOLDER = Path(__file__).parent
@@ -70,6 +71,7 @@ def run(rounds: int) -> list[Figure]:
             *_adds(build(folder, "adds", TESTS / "test_adds.c")),
             *_delayed(build(folder, "context", TESTS / "test_context.c")),
             _breakpoints(build(folder, "break", TESTS / "test_break.c")),
+            *percpu_users.figures(folder, rounds),
         ]
 
 

@@ -1,0 +1,116 @@
+"""Per-CPU areas and contexts on the real data plane, on against off: fault server, block device, vsock device."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from measure import Figure
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+CSRC, TESTS = ROOT / "csrc", ROOT / "tests" / "c" / "vsock"
+COUNTED = 2000
+WRAPPED = ("epoll_wait", "epoll_pwait2", "poll", "ioctl", "pv_vsock_run")
+NOT_LINKED = {"preload.c", "preload_trim.c", "disks.c", "blk/guest.c"}
+
+USERS = {"fault": "a fault", "block": "a 4 KiB read", "vsock": "64 bytes there and back over vsock"}
+CASES = {
+    "anywhere": "server is a thread that the kernel places",
+    "same": "a thread on the asking CPU",
+    "traced": "the same, traced",
+    "context": "a context on the asking CPU",
+    "anywhere_moving": "asker moves every 50, thread that the kernel places",
+    "follows_moving": "asker moves every 50, thread is moved after it",
+    "context_moving": "asker moves every 50, context is moved after it",
+    "same_cpu": "a thread on the asking CPU: its CPU time",
+    "traced_cpu": "the same, traced: its CPU time",
+}
+COUNTERS = {"shipped": "counters as shipped", "percpu": "per-CPU counters"}
+
+Samples = dict[tuple[str, str, str], list[float]]
+
+
+def figures(folder: Path, rounds: int) -> list[Figure]:
+    """Times of both programs, taken in turns; then instructions."""
+    programs = {counters: build(folder, counters) for counters in COUNTERS}
+    samples: Samples = {}
+    for _ in range(rounds):
+        for counters, program in programs.items():
+            for line in subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines():
+                user, case, value = line.split()
+                samples.setdefault((counters, user, case), []).append(float(value) / 1000)
+    return [figure for user in USERS for figure in (*_times(samples, user), *_instructions(programs, user))]
+
+
+def build(folder: Path, counters: str) -> Path:
+    """The data plane with one kind of counters, as it is shipped: -O2, no sanitizer."""
+    place = folder / f"users-{counters}"
+    place.mkdir()
+    per_cpu = counters == "percpu"
+    vsock = [*CSRC.glob("vsock/*.c"), *CSRC.glob("vhost/*.c")]
+    parts = ("percpu", "common", "iofilter", "iofilter/filters/*", "blk", "memory")
+    rest = [path for part in parts for path in CSRC.glob(f"{part}/*.c") if not _is_left_out(path)]
+    rest += [FOLDER / "percpu_users.c", TESTS / "frontend.c", CSRC / "blk" / "driver" / "driver.c"]
+    flags = ("-O2", "-g", "-D_GNU_SOURCE", "-std=gnu11", f"-I{CSRC}", f"-I{TESTS}", f"-I{FOLDER}")
+
+    def counting(name: str) -> tuple[str, ...]:
+        return ("-include", "percpu_users.h", f"-D{name}") if per_cpu else ()
+
+    device, libraries = place / "vsock.o", ("-pthread", "-luring", "-lcrypto", "-lzstd")
+    wrapped = [f"-Wl,--wrap={name}" for name in (*WRAPPED, *(("pv_fault_count",) if per_cpu else ()))]
+    subprocess.run(["gcc", *flags, *counting("COUNT_VSOCK"), "-r", *vsock, "-o", device], check=True)
+    program = [*flags, *counting("COUNT_BLOCK"), *rest, device, *wrapped, *libraries, "-o", place / "users"]
+    subprocess.run(["gcc", *program], check=True)
+    return place / "users"
+
+
+def _is_left_out(path: Path) -> bool:
+    return path.name in NOT_LINKED or f"{path.parent.name}/{path.name}" in NOT_LINKED
+
+
+def _times(samples: Samples, user: str) -> list[Figure]:
+    """Each case with the counters that are shipped, and with per-CPU ones where these make the difference; ratios."""
+
+    def figure(counters: str, case: str) -> Figure:
+        note = "" if counters == "shipped" else f", {COUNTERS[counters]}"
+        return Figure(f"{USERS[user]}, {CASES[case]}{note}", "us", tuple(samples[counters, user, case]))
+
+    def ratio(name: str, over: tuple[str, str], under: tuple[str, str]) -> Figure:
+        pairs = zip(samples[over[0], user, over[1]], samples[under[0], user, under[1]], strict=True)
+        return Figure(f"{USERS[user]}: {name}", "x", tuple(a / b for a, b in pairs))
+
+    return [
+        *(figure("shipped", case) for case in CASES),
+        *(figure("percpu", case) for case in ("same", "same_cpu")),
+        ratio("counters as shipped over per-CPU ones, CPU time", ("shipped", "same_cpu"), ("percpu", "same_cpu")),
+        ratio("thread over context, asking CPU", ("shipped", "same"), ("shipped", "context")),
+        ratio("thread moved over context moved", ("shipped", "follows_moving"), ("shipped", "context_moving")),
+        ratio("thread that the kernel places over thread moved", ("shipped", "anywhere_moving"),
+              ("shipped", "follows_moving")),
+        ratio("traced over not, CPU time", ("shipped", "traced_cpu"), ("shipped", "same_cpu")),
+    ]  # fmt: skip
+
+
+def _instructions(programs: dict[str, Path], user: str) -> list[Figure]:
+    """Of one operation, both ends together, in user space."""
+
+    def figure(counters: str, case: str) -> Figure:
+        each = (
+            _count(programs[counters], user, case, 2 * COUNTED) - _count(programs[counters], user, case, COUNTED)
+        ) / COUNTED
+        return Figure(f"{USERS[user]}, {CASES[case]}, {COUNTERS[counters]}: instructions", "", (each,))
+
+    wanted = (("shipped", "same"), ("percpu", "same"), ("shipped", "traced"), ("shipped", "context"))
+    return [figure(counters, case) for counters, case in wanted]
+
+
+def _count(program: Path, user: str, case: str, operations: int) -> int:
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--fair-sched=yes", program, "count"]
+    done = subprocess.run(
+        [*command, user, case, str(operations)], check=True, capture_output=True, text=True, timeout=300
+    )
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    assert found, done.stderr
+    return int(found[1])
