@@ -27,15 +27,23 @@ static const char live_magic[8] = "PVLIVE1";
 const char *pv_boot_id_for_tests;
 unsigned pv_map_patience_ms = 5000;
 
-static void read_boot_id(char boot[40])
+static char boot_id[40]; /* empty: never trusted, see live_is_good */
+
+/* When the library is loaded: a device process is in a root of its own, without /proc, before it opens its disks. */
+__attribute__((constructor)) static void learn_boot_id(void)
 {
     cleanup_fd int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
 
+    if (fd < 0 || read(fd, boot_id, 36) != 36)
+        memset(boot_id, 0, sizeof boot_id);
+}
+
+static void read_boot_id(char boot[40])
+{
+    const char *from = pv_boot_id_for_tests ? pv_boot_id_for_tests : boot_id;
+
     memset(boot, 0, 40);
-    if (pv_boot_id_for_tests)
-        strncpy(boot, pv_boot_id_for_tests, 39);
-    else if (fd < 0 || read(fd, boot, 36) != 36)
-        memset(boot, 0, 40); /* never trusted: see live_is_good */
+    memcpy(boot, from, strnlen(from, 39));
 }
 
 /* ---- slots ---- */
