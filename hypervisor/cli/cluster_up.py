@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hypervisor.cli import cluster_podnetwork
 from hypervisor.cli.cluster_networks import Networks
 from hypervisor.cli.cluster_state import (
     MASTER,
@@ -230,6 +231,8 @@ class _Starter:
         with KubeApi(self._paths.kubeconfig) as api:
             self._wait(api.ready, lambda: [MASTER], "the master")
             self._say("the master is ready")
+            if self._spec.networks.pod_network:
+                cluster_podnetwork.ensure(api)
             self._place_again()
             for host in self._spec.hosts:
                 self._ensure(host.name, self._host_arguments(host))

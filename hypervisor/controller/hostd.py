@@ -122,6 +122,8 @@ async def serve(config: HostConfig) -> None:
         network = HostNetwork(paths.network) if config.pod_network else None
         if network is not None and config.pod_cidrs:
             network.set_ranges(config.pod_cidrs, config.cluster_cidrs)
+        if network is not None and config.node is not None:
+            network.hold()
         prefix = network.tap_prefix if network is not None else ""
         async with open_vm_host(paths, config.accelerator, ledger, warm=config.warm, tap_prefix=prefix) as machines:
             found = machines.capabilities

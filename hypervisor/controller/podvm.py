@@ -235,7 +235,7 @@ class PodVm:
 
     async def _connect(self, machine: Machine) -> None:
         if self._network is not None and machine.tap is not None:
-            await self._network.connect(self.stored.uid, *machine.tap)
+            await self._network.connect(self.stored.uid, *machine.tap, self.pod.namespace, dict(self.pod.labels))
 
     async def _interruptible(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The result of `work`; None, and `work` cancelled, as soon as the pod is no longer wanted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -65,8 +65,11 @@ class PodNetwork(Protocol):
     async def allocate(self, uid: str) -> tuple[str, ...]:
         """Gives a pod its addresses, once. Raises `ResourceExhausted`."""
 
-    async def connect(self, uid: str, tap: str, mac: str) -> None:
-        """Makes a pod reachable whose tap is there; may be repeated. Raises `HvError`."""
+    async def connect(self, uid: str, tap: str, mac: str, namespace: str, labels: Mapping[str, str]) -> None:
+        """Makes a pod reachable whose tap is there; may be repeated. Raises `HvError`.
+
+        :param labels: the pod's; with its namespace they tell which policies are about it
+        """
 
     async def release(self, uid: str) -> None:
         """Takes its addresses back; harmless for a pod that has none."""

@@ -1,13 +1,15 @@
-"""Puts a packet filter's state into the kernel, and looks whether it is still there."""
+"""Puts a packet filter's table into the kernel, and looks whether it is still there."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import shutil
+from collections.abc import Iterable
+from typing import Any
 
 from hypervisor.errors import HostUnfit, Unavailable
-from hypervisor.net.ruleset import FAMILY, State, render
+from hypervisor.net.table import FAMILY, Command, Table, lacks
 
 _PATIENCE_S = 60
 
@@ -32,9 +34,10 @@ async def _nft(*words: str, text: str | None = None) -> str:
     return out.decode()
 
 
-async def apply(state: State) -> None:
-    """Replaces the table in one transaction. Raises `Unavailable`: the old one is in force."""
-    await _nft("-j", "-f", "-", text=json.dumps(render(state)))
+async def apply(commands: Iterable[Command]) -> None:
+    """One transaction. Raises `Unavailable`: nothing was changed."""
+    text = await asyncio.to_thread(json.dumps, {"nftables": list(commands)})
+    await _nft("-j", "-f", "-", text=text)
 
 
 async def tables() -> set[str]:
@@ -43,13 +46,22 @@ async def tables() -> set[str]:
     return {str(entry["table"]["name"]) for entry in listed.get("nftables", ()) if "table" in entry}
 
 
-async def is_there(table: str) -> bool:
-    """Whether the kernel has the table: somebody may have flushed it by hand."""
-    return table in await tables()
+async def missing(table: Table) -> list[str]:
+    """What the kernel's table lacks, or has too much of: somebody may have flushed it by hand. Empty: it is whole.
+
+    :raises Unavailable: nft fails
+    """
+    if table.name not in await tables():
+        return [table.name]
+    text = await _nft("-j", "list", "table", FAMILY, table.name)
+    return await asyncio.to_thread(lambda: lacks(_entries(text), table))
+
+
+def _entries(text: str) -> list[dict[str, Any]]:
+    return list(json.loads(text).get("nftables", ()))
 
 
 async def remove(table: str) -> None:
     """Takes the table out; harmless when it is not there."""
     target = {"family": FAMILY, "name": table}
-    text = json.dumps({"nftables": [{"add": {"table": target}}, {"delete": {"table": target}}]})
-    await _nft("-j", "-f", "-", text=text)
+    await apply([{"add": {"table": target}}, {"delete": {"table": target}}])

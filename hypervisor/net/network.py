@@ -4,8 +4,12 @@ Theory of operation
 -------------------
 ``allocate`` gives a pod its addresses and remembers them in a file; ``connect`` makes them reachable once the pod's tap
 is there; ``release`` forgets them. What the kernel holds (routes, the packet filter) is a function of that and of the
-services: one task (`run`) brings the kernel to it, whenever something changed and every few seconds, so that what
-somebody removed by hand comes back. Taps and routes go by themselves with a pod's QEMU.
+services and policies: one task (`run`) brings the kernel to it, whenever something changed, by the difference from what
+it put there last; every few seconds it looks whether that still is so, and puts back what somebody removed by hand.
+Taps and routes go by themselves with a pod's QEMU.
+
+A host of a cluster does not touch what an earlier daemon left in the kernel before it knows the cluster's services and
+policies (`hold`), and a pod is connected only when its policies are in force.
 
 ::
 
@@ -21,8 +25,9 @@ import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -31,12 +36,19 @@ from hypervisor.errors import HvError, InvalidInput
 from hypervisor.net import firewall
 from hypervisor.net.addresses import Address, Pool, Subnet, parse_cidr
 from hypervisor.net.devices import Devices, enable_forwarding
-from hypervisor.net.ruleset import PodPort, ServicePort, State
+from hypervisor.net.policies import Policies
+from hypervisor.net.ruleset import PodPort, State, render
+from hypervisor.net.services import ServicePort
+from hypervisor.net.table import Table, change, whole
 
 log = structlog.get_logger(__name__)
 
 REPAIR_S = 10.0
 """Between two looks at whether the kernel still holds what it should."""
+REST = 50
+"""A look is followed by that many times its own length without one: thousands of services take a while to list."""
+HOLD_S = 20.0
+"""How long pods wait for a cluster that says nothing."""
 MTU = 1500
 _TAP, _TABLE = "pv", "podvisor-"
 
@@ -62,11 +74,35 @@ def parse_ranges(pods: Iterable[str], cluster: Iterable[str]) -> Ranges:
 
 
 @dataclass(frozen=True)
+class PodIdentity:
+    """What selectors of policies look at."""
+
+    namespace: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConnectedPod:
+    """A pod of this host that has a tap."""
+
+    uid: str
+    tap: str
+    mac: str
+    addresses: tuple[Address, ...]
+    identity: PodIdentity
+
+
+PolicySource = Callable[[Sequence[ConnectedPod]], Policies]
+"""What this host's pods are guarded by, as of now. Called in another thread."""
+
+
+@dataclass(frozen=True)
 class _Link:
     """A pod that is connected."""
 
     tap: str
     mac: str
+    identity: PodIdentity
 
 
 class HostNetwork:
@@ -86,6 +122,10 @@ class HostNetwork:
         self._addresses: dict[str, tuple[Address, ...]] = {}
         self._links: dict[str, _Link] = {}
         self._services: tuple[ServicePort, ...] = ()
+        self._policies: PolicySource = lambda _: Policies()
+        self._applied: Table | None = None
+        self._told = asyncio.Event()
+        self._told.set()
         self._known = asyncio.Event()
         self._saving = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -165,9 +205,11 @@ class HostNetwork:
             await self._save()
         return self.addresses(uid)
 
-    async def connect(self, uid: str, tap: str, mac: str) -> None:
-        """Makes a pod reachable; returns when it is. Raises `HvError`."""
-        self._links[uid] = _Link(tap, mac)
+    async def connect(
+        self, uid: str, tap: str, mac: str, namespace: str = "", labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Makes a pod reachable; returns when it is, and its policies are in force. Raises `HvError`."""
+        self._links[uid] = _Link(tap, mac, PodIdentity(namespace, labels or {}))
         async with Devices.opened() as devices:
             await devices.connect(tap, mac, self._addresses[uid], mtu=MTU)
         await self._settle()
@@ -193,9 +235,26 @@ class HostNetwork:
             self._services = services
             self._touch()
 
+    def set_policies(self, source: PolicySource) -> None:
+        """Whom to ask for the pods' policies from now on; also to be called when what it says has changed."""
+        self._policies = source
+        self._told.set()
+        self._touch()
+
+    def hold(self) -> None:
+        """A cluster will tell of services and policies: until then the kernel stays as it is."""
+        self._told.clear()
+
+    def connected(self) -> tuple[ConnectedPod, ...]:
+        """The pods that are."""
+        return tuple(
+            ConnectedPod(uid, link.tap, link.mac, self._addresses[uid], link.identity)
+            for uid, link in sorted(self._links.items())
+        )
+
     def state(self) -> State:
-        """What the packet filter should be."""
-        pods = tuple(PodPort(link.tap, self._addresses[uid]) for uid, link in sorted(self._links.items()))
+        """What the packet filter should be, but for the policies."""
+        pods = tuple(PodPort(pod.tap, pod.addresses, pod.uid) for pod in self.connected())
         return State(self.table, self.tap_prefix, self._ranges.cluster, pods, self._services)
 
     def _touch(self) -> None:
@@ -213,13 +272,15 @@ class HostNetwork:
         enable_forwarding()
         try:
             await self._sweep()
+            await self._wait_told()
+            rest_s = REPAIR_S
             while True:
                 await self._once()
                 try:
-                    async with asyncio.timeout(REPAIR_S):
+                    async with asyncio.timeout(rest_s):
                         await self._changed.wait()
                 except TimeoutError:
-                    continue
+                    rest_s = await self._look()
         finally:
             await asyncio.shield(self._take_back())
 
@@ -240,14 +301,63 @@ class HostNetwork:
         except HvError as error:
             log.warning("packet filters of hosts that are gone were not looked for", reason=str(error))
 
+    async def _wait_told(self) -> None:
+        """Waits for the cluster, as long as a daemon before this one left something that works in the kernel."""
+        try:
+            async with asyncio.timeout(HOLD_S):
+                await self._told.wait()
+        except TimeoutError:
+            log.warning("the cluster says nothing of its services and policies; pods start nevertheless")
+        try:
+            if self._told.is_set() or self.table not in await firewall.tables():
+                return
+        except HvError:
+            return
+        while not self._told.is_set():
+            self._changed.clear()
+            await self._finish(self._wanted)
+            await self._changed.wait()
+
     async def _once(self) -> None:
+        """Brings the kernel to what is wanted now. What fails is tried again at the next look."""
         self._changed.clear()
         aim = self._wanted
-        try:
-            if aim != self._done or not await firewall.is_there(self.table):
-                await firewall.apply(self.state())
-        except HvError as error:
-            log.warning("packet filter is not as it should be", reason=str(error))
+        if aim != self._done or self._applied is None:
+            state, connected, source = self.state(), self.connected(), self._policies
+            try:
+                await self._apply(await asyncio.to_thread(lambda: render(replace(state, policies=source(connected)))))
+            except HvError as error:
+                self._applied = None
+                log.warning("packet filter is not as it should be", reason=str(error))
+        await self._finish(aim)
+
+    async def _apply(self, table: Table) -> None:
+        before, self._applied = self._applied, None
+        if before is not None:
+            try:
+                commands = await asyncio.to_thread(change, before, table)
+                if commands:
+                    await firewall.apply(commands)
+                self._applied = table
+                return
+            except HvError as error:  # somebody else has been at the table
+                log.warning("packet filter is made anew", reason=str(error))
+        await firewall.apply(await asyncio.to_thread(whole, table))
+        self._applied = table
+
+    async def _finish(self, aim: int) -> None:
         async with self._settled:
-            self._done = aim
+            self._done = max(self._done, aim)
             self._settled.notify_all()
+
+    async def _look(self) -> float:
+        """Whether the kernel still has what it was given; seconds until the next look."""
+        began = time.monotonic()
+        try:
+            if self._applied is not None and (lacking := await firewall.missing(self._applied)):
+                log.warning("packet filter was changed by hand; it is put back", lacking=lacking[:5])
+                self._applied = None
+        except HvError as error:
+            log.warning("packet filter cannot be looked at", reason=str(error))
+            self._applied = None
+        return max(REPAIR_S, REST * (time.monotonic() - began))

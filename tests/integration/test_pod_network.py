@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import policy_cases
 import pytest
 from conftest import wait_for
 from local_cluster import Cluster, running_cluster
@@ -41,10 +42,16 @@ for namespace in sys.argv[1:]:
 
 def pod(name: str, image: str, host: str, *command: str, labels: dict[str, str] | None = None) -> dict[str, Any]:
     container: dict[str, Any] = {"name": "c", "image": f"localhost/podvisor/{image}", "imagePullPolicy": "Never"}
+    if image == "web":
+        container["ports"] = [{"name": "http", "containerPort": 8080}]
     if command:
         container["command"] = list(command)
     spec = {"nodeName": host, "containers": [container], "terminationGracePeriodSeconds": 0}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels or {}}, "spec": spec}
+
+
+def in_other(obj: dict[str, Any]) -> dict[str, Any]:
+    return obj | {"metadata": obj["metadata"] | {"namespace": "other"}}
 
 
 WEB_SERVICE = {
@@ -66,12 +73,14 @@ def cluster() -> Iterator[Cluster]:
         items = [
             pod("web-1", "web", "host-1", labels={"app": "web"}),
             pod("web-2", "web", "host-2", labels={"app": "web"}),
-            pod("client", "busybox", "host-1", "sleep", "3600"),
-            pod("reader", "python", "host-2", "sleep", "3600"),
+            pod("client", "busybox", "host-1", "sleep", "3600", labels={"app": "client"}),
+            pod("reader", "python", "host-2", "sleep", "3600", labels={"app": "reader"}),
             WEB_SERVICE,
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other", "labels": {"team": "other"}}},
+            in_other(pod("stranger", "busybox", "host-2", "sleep", "3600", labels={"app": "client"})),
         ]
         made.kubectl("apply", "-f", "-", stdin="\n---\n".join(map(json.dumps, items)))
-        made.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=300s", timeout=310)
+        made.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--all-namespaces", "--timeout=300s", timeout=310)
         wait_for(lambda: len(endpoints(made)) == 4, "both pods are endpoints in both families")
         yield made
     left = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
@@ -156,6 +165,11 @@ def test_what_is_flushed_by_hand_comes_back(cluster: Cluster) -> None:
 def nft_table(name: str) -> str:
     done = subprocess.run(["nft", "list", "table", "inet", name], capture_output=True, text=True, check=False)
     return done.stdout
+
+
+@pytest.mark.parametrize("case", policy_cases.CASES, ids=lambda case: case.name)
+def test_policies(cluster: Cluster, case: policy_cases.Case) -> None:
+    policy_cases.check(cluster, case)
 
 
 def test_a_daemon_that_was_killed_finds_the_addresses(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""What the cluster tells a host's pod network: the host's ranges of addresses, and which Services there are."""
+"""What the cluster tells a host's pod network: the host's ranges of addresses, Services, policies."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import asyncio
 import hashlib
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
 
+from hypervisor.controller.node.policies import compile_policies, matters
 from hypervisor.errors import HvError, InvalidInput
 from hypervisor.kube.client import ApiClient, Object
-from hypervisor.kube.informer import Handler, Informer
+from hypervisor.kube.informer import Handler, Informer, Store
 from hypervisor.kube.meta import get
-from hypervisor.kube.resources import ENDPOINT_SLICES, NODES, SERVICES
-from hypervisor.net.network import HostNetwork
-from hypervisor.net.ruleset import Endpoint, ServicePort
+from hypervisor.kube.resources import ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES, Resource
+from hypervisor.net.network import ConnectedPod, HostNetwork
+from hypervisor.net.policies import Policies
+from hypervisor.net.services import Endpoint, ServicePort
 
 ASK_S = 1.0
 """Between two looks at whether the Node has its ranges."""
 GATHER_S = 0.05
 """Changes of Services that come within so long are told together."""
+FOLLOWED = (SERVICES, ENDPOINT_SLICES, NETWORK_POLICIES, PODS, NAMESPACES)
 SERVICE_NAME = "kubernetes.io/service-name"
 
 log = structlog.get_logger(__name__)
@@ -33,23 +36,53 @@ async def follow_cluster(client: ApiClient, node: str, network: HostNetwork, clu
 
     :param cluster: ranges of all pods and all Services
     """
-    changed = asyncio.Event()
-    services, slices = Informer(client, SERVICES), Informer(client, ENDPOINT_SLICES)
-    for informer in (services, slices):
-        informer.add_handler(
-            Handler(added=lambda _: changed.set(), updated=lambda *_: changed.set(), deleted=lambda _: changed.set())
-        )
+    followed = {resource: Informer(client, resource) for resource in FOLLOWED}
     async with asyncio.TaskGroup() as group:
-        group.create_task(services.run(), name="network's services")
-        group.create_task(slices.run(), name="network's endpoints")
         group.create_task(_ranges(client, node, network, cluster), name="network's ranges")
-        await services.wait_synced()
-        await slices.wait_synced()
-        while True:
-            changed.clear()
-            network.set_services(tuple(service_ports(services.store, slices.store)))
-            await changed.wait()
-            await asyncio.sleep(GATHER_S)
+        for resource, informer in followed.items():
+            group.create_task(informer.run(), name=f"network's {resource.plural}")
+        for informer in followed.values():
+            await informer.wait_synced()
+        stores = {resource: informer.store for resource, informer in followed.items()}
+        group.create_task(_tell_services(network, followed), name="network's Services, told")
+        group.create_task(_tell_policies(network, followed, stores), name="network's policies, told")
+
+
+async def _tell_services(network: HostNetwork, followed: Mapping[Resource, Informer]) -> None:
+    services, slices = followed[SERVICES], followed[ENDPOINT_SLICES]
+    changed = _changes(lambda *_: True, services, slices)
+    while True:
+        changed.clear()
+        network.set_services(tuple(service_ports(services.store, slices.store)))
+        await changed.wait()
+        await asyncio.sleep(GATHER_S)
+
+
+async def _tell_policies(
+    network: HostNetwork, followed: Mapping[Resource, Informer], stores: Mapping[Resource, Store]
+) -> None:
+    def source(connected: Sequence[ConnectedPod]) -> Policies:
+        return compile_policies(stores[NETWORK_POLICIES], stores[PODS], stores[NAMESPACES], connected)
+
+    changed = _changes(matters, followed[NETWORK_POLICIES], followed[PODS], followed[NAMESPACES])
+    while True:
+        changed.clear()
+        network.set_policies(source)
+        await changed.wait()
+        await asyncio.sleep(GATHER_S)
+
+
+def _changes(matter: Callable[[Object, Object], bool], *informers: Informer) -> asyncio.Event:
+    """Is set by each change of an object that matters."""
+    changed = asyncio.Event()
+
+    def updated(old: Object, new: Object) -> None:
+        if matter(old, new):
+            changed.set()
+
+    for informer in informers:
+        informer.add_handler(Handler(added=lambda _: changed.set(), updated=updated, deleted=lambda _: changed.set()))
+    return changed
 
 
 async def _ranges(client: ApiClient, node: str, network: HostNetwork, cluster: tuple[str, ...]) -> None:

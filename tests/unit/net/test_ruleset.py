@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
 from hypervisor.net.addresses import Address
-from hypervisor.net.ruleset import Endpoint, PodPort, ServicePort, State, render
+from hypervisor.net.ruleset import PodPort, State, render
+from hypervisor.net.services import Endpoint, ServicePort
+from hypervisor.net.table import change, lacks, whole
 
 pytestmark = [
     pytest.mark.root,
@@ -40,6 +41,10 @@ def state(*services: ServicePort) -> State:
     return State("podvisor-aaaa", "pvaaaa", ranges, pods, services)
 
 
+def document(made: State) -> str:
+    return json.dumps({"nftables": whole(render(made))})
+
+
 def in_namespace(script: str, text: str = "") -> str:
     done = subprocess.run(
         ["unshare", "--net", "sh", "-ec", script], input=text, capture_output=True, text=True, timeout=120, check=False
@@ -49,14 +54,12 @@ def in_namespace(script: str, text: str = "") -> str:
 
 
 def test_nft_takes_it_again_and_again() -> None:
-    text = json.dumps(
-        render(
-            state(
-                service("default-web", "10.96.0.10", "10.88.0.1", "10.88.0.2", node_port=30080),
-                service("default-web6", "fd96::10", "fd88::1"),
-                service("sticky", "10.96.0.12", "10.88.0.1", affinity=600),
-                service("empty", "10.96.0.11"),
-            )
+    text = document(
+        state(
+            service("default-web", "10.96.0.10", "10.88.0.1", "10.88.0.2", node_port=30080),
+            service("default-web6", "fd96::10", "fd88::1"),
+            service("sticky", "10.96.0.12", "10.88.0.1", affinity=600),
+            service("empty", "10.96.0.11"),
         )
     )
     listed = in_namespace("cat > /dev/shm/rules.$$; for i in 1 2 3; do nft -j -f /dev/shm/rules.$$; done;"
@@ -71,7 +74,7 @@ def test_nft_takes_it_again_and_again() -> None:
 
 def test_two_hosts_in_one_namespace_leave_each_other_alone() -> None:
     other = State("podvisor-bbbb", "pvbbbb", ())
-    first, second = json.dumps(render(state())), json.dumps(render(other))
+    first, second = document(state()), document(other)
     listed = in_namespace("nft -j -f - && printf '%s' \"$0\" >/dev/null; nft list tables", first)
     assert "podvisor-aaaa" in listed
     both = in_namespace(f"printf '%s' '{first}' | nft -j -f -; nft -j -f -; nft list tables", second)
@@ -79,22 +82,20 @@ def test_two_hosts_in_one_namespace_leave_each_other_alone() -> None:
     assert "podvisor-bbbb" in both
 
 
-def on_the_way(rules: list[dict[str, Any]]) -> int:
+def on_the_way(made: State) -> int:
     """How many rules every packet passes."""
-    chains = [r["add"]["rule"]["chain"] for r in rules if "rule" in r.get("add", {})]
-    return len([chain for chain in chains if not chain.startswith("svc")])
+    return sum(len(chain.rules) for name, chain in render(made).chains.items() if not name.startswith("svc"))
 
 
 def test_thousands_of_services_are_one_look_up() -> None:
     many = [service(f"s{i}", f"10.96.{i // 250}.{i % 250}", "10.88.0.1", "10.88.0.2") for i in range(2000)]
-    rules = render(state(*many))["nftables"]
-    assert on_the_way(rules) == on_the_way(render(state())["nftables"])
-    in_namespace("nft -j -f -", json.dumps({"nftables": rules}))
+    assert on_the_way(state(*many)) == on_the_way(state())
+    in_namespace("nft -j -f -", document(state(*many)))
 
 
 def test_a_service_leads_to_its_endpoint_and_an_empty_one_refuses() -> None:
     """Through the kernel: a client in the host's own namespace, an endpoint on an address of its own."""
-    text = json.dumps(render(state(service("web", "10.96.0.10", "10.88.0.1"), service("none", "10.96.0.11"))))
+    text = document(state(service("web", "10.96.0.10", "10.88.0.1"), service("none", "10.96.0.11")))
     script = f"""
 ip link set lo up; ip addr add 10.88.0.1/32 dev lo; ip route add default dev lo
 nft -j -f -
@@ -139,3 +140,48 @@ asyncio.run(main())
 END
 """
     in_namespace(script)
+
+
+def test_one_endpoint_is_one_chain() -> None:
+    many = [service(f"s{i}", f"10.96.{i // 250}.{i % 250}", "10.88.0.1", "10.88.0.2") for i in range(300)]
+    before = render(state(*many))
+    many[7] = service("s7", "10.96.0.7", "10.88.0.2")
+    after = render(state(*many))
+    assert [next(iter(c)) for c in change(before, after)] == ["flush", "add"]
+    assert "svc4-s7" in str(change(before, after))
+    first, second = (json.dumps({"nftables": c}) for c in (whole(before), change(before, after)))
+    listed = in_namespace(
+        f"nft -j -f -; printf '%s' '{second}' | nft -j -f -; nft list chain inet podvisor-aaaa svc4-s7", first
+    )
+    assert "10.88.0.2" in listed
+    assert "10.88.0.1" not in listed
+
+
+def test_from_any_state_to_any_other() -> None:
+    """The difference brings the kernel to what the whole would; both as nft lists them."""
+    web, more = service("web", "10.96.0.10", "10.88.0.1", node_port=30080), service("web", "10.96.0.10", "10.88.0.2")
+    states = [
+        state(),
+        state(web),
+        state(more, service("none", "10.96.0.11")),
+        state(service("none", "10.96.0.12"), web),
+    ]
+    for old in states:
+        for new in states:
+            texts = [json.dumps({"nftables": c}) for c in (whole(render(old)), change(render(old), render(new)))]
+            script = "nft -j -f -; " + f"printf '%s' '{texts[1]}' | nft -j -f -; nft -j list table inet podvisor-aaaa"
+            listing = json.loads(in_namespace(script, texts[0]))["nftables"]
+            assert lacks(listing, render(new)) == []
+
+
+def test_what_was_changed_by_hand_is_seen() -> None:
+    table = render(state(service("web", "10.96.0.10", "10.88.0.1")))
+    text = json.dumps({"nftables": whole(table)})
+    for by_hand, lacking in (
+        ("flush chain inet podvisor-aaaa leaving", "leaving"),
+        ("flush set inet podvisor-aaaa pods4", "pods4"),
+        ("delete element inet podvisor-aaaa services4 { 10.96.0.10 . tcp . 80 }", "services4"),
+        ("flush table inet podvisor-aaaa", "to-host"),
+    ):
+        listed = in_namespace(f"nft -j -f -; nft '{by_hand}'; nft -j list table inet podvisor-aaaa", text)
+        assert lacking in lacks(json.loads(listed)["nftables"], table), by_hand
