@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -189,19 +189,30 @@ def _names(ctx: click.Context, incomplete: str) -> list[str]:
 
 
 def _print_file(path: Path, *, follow: bool, tail: int | None) -> None:
-    with path.open("rb") as file:
-        if tail is not None:
-            lines = file.read().splitlines(keepends=True)
-            sys.stdout.buffer.write(b"".join(lines[len(lines) - tail :] if tail else []))
-        while True:
-            while chunk := file.read(1 << 16):
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.flush()
-            if not follow:
-                return
-            if file.tell() > os.fstat(file.fileno()).st_size:
-                file.seek(0)  # it was made shorter
-            time.sleep(FOLLOW_EVERY)
+    while True:
+        with path.open("rb") as file:
+            if tail is not None:
+                lines = file.read().splitlines(keepends=True)
+                sys.stdout.buffer.write(b"".join(lines[len(lines) - tail :] if tail else []))
+                tail = None
+            moved = False
+            while not moved:
+                moved = follow and _is_moved(path, file)  # asked before the last of it is read
+                while chunk := file.read(1 << 16):
+                    sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
+                if not follow:
+                    return
+                time.sleep(0 if moved else FOLLOW_EVERY)
+
+
+def _is_moved(path: Path, file: BinaryIO) -> bool:
+    """Whether another file has the name now (a log that grew too large was moved aside), or it was made shorter."""
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return False
+    return not os.path.samestat(now, os.fstat(file.fileno())) or now.st_size < file.tell()
 
 
 @cluster.command("kubeconfig")

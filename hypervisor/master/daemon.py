@@ -36,7 +36,7 @@ from hypervisor.kube import kubeconfig
 from hypervisor.kube.client import ApiClient
 from hypervisor.kube.errors import ApiError
 from hypervisor.kube.resources import NAMESPACES
-from hypervisor.master import listening
+from hypervisor.master import listening, logs
 from hypervisor.master.admission.chain import plugins
 from hypervisor.master.admission.plugin import Chain
 from hypervisor.master.admission.quota import ResourceQuota
@@ -127,6 +127,7 @@ def main(config: MasterConfig, ready: Callable[[Master], None] | None = None) ->
     """
     import uvloop  # its TLS connections take a third of the memory of asyncio's, and less time
 
+    logs.set_up(config.state)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config, ready))
     return 0

@@ -47,6 +47,7 @@ async def served(sock: socket.socket, handler: Server, tls: ssl.SSLContext) -> A
         request_factory=_request_factory,
         handler_cancellation=True,
         access_log=None,
+        auto_decompress=False,  # no client compresses what it sends, and a small body could become a large one
         max_line_size=MAX_REQUEST_LINE,
         max_field_size=MAX_HEADERS,
         keepalive_timeout=120,

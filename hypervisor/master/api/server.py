@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from hypervisor.errors import HvError, Unavailable
-from hypervisor.kube.errors import ApiError
+from hypervisor.kube.errors import ApiError, bad_request
 from hypervisor.master.api import encode, plain, subresources, usage, verbs, watching
 from hypervisor.master.api.exchange import Exchange, not_allowed, unknown
 from hypervisor.master.api.info import RequestInfo, parse
@@ -70,6 +70,8 @@ class Server:
         if "Impersonate-User" in headers or "Impersonate-Group" in headers or "Impersonate-Uid" in headers:
             groups = tuple(headers.getall("Impersonate-Group", ()))
             lower = {name.lower(): value for name, value in headers.items()}
+            if not all(is_text(v) for k, v in headers.items() if k.lower().startswith("impersonate-")):
+                raise bad_request("a header of impersonation is not valid UTF-8")
             return impersonated(self._inside.authorizer, user, lower, groups)
         return user
 
@@ -101,6 +103,11 @@ class Server:
         if not info.plural:
             return
         inside.audit.ended(request, info, user, code, seconds)
+
+
+def is_text(value: str) -> bool:
+    """False of a header that was no UTF-8: its bytes are halves of surrogate pairs then, which no answer can have."""
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _failed(request: BaseRequest, error: Exception) -> web.StreamResponse:

@@ -43,7 +43,8 @@ def decode_json(body: bytes) -> tuple[Any, list[str]]:
 
 def _loads(body: bytes, hook: Any) -> Any:
     try:
-        return json.loads(body, object_pairs_hook=hook, parse_constant=_no_constant)
+        # Decoded here: of bytes json.loads would take half a surrogate pair, and UTF-16.
+        return json.loads(body.decode(), object_pairs_hook=hook, parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise bad_request("the body is not valid UTF-8") from None
     except RecursionError:

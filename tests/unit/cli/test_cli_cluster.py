@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.cli import cluster_down, cluster_up, nodes
+from hypervisor.cli import cluster, cluster_down, cluster_up, nodes
 from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec, hosts_of
 from hypervisor.cli.cluster_token import seconds_of
 from hypervisor.cli.cluster_up import Wanted, planned
@@ -205,6 +205,31 @@ def test_credentials_are_private_and_kept(paths: ClusterPaths) -> None:
     for path in (paths.kubeconfig, paths.node_kubeconfig("host-1")):
         assert path.stat().st_mode & 0o777 == 0o600
     assert (paths.host("host-1") / "images").resolve() == paths.state / "images"
+
+
+def test_following_a_log_that_is_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("a\nb\n")
+
+    def move(_seconds: float) -> None:
+        with log.open("a") as file:
+            file.write("c\n")
+        log.rename(tmp_path / "log.1")
+        log.write_text("d\n")
+
+    def shorten(_seconds: float) -> None:
+        log.write_text("e")
+
+    def leave(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    steps = iter((move, lambda _seconds: None, shorten, lambda _seconds: None, leave))
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: next(steps)(seconds))
+    with pytest.raises(KeyboardInterrupt):
+        cluster._print_file(log, follow=True, tail=1)
+    assert capfdbinary.readouterr().out == b"b\nc\nd\ne"
 
 
 def test_down_where_nothing_runs_is_harmless(paths: ClusterPaths) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import time
 from typing import Any
@@ -39,6 +40,7 @@ BODIES: list[tuple[str, bytes, str]] = [
     ("NaN", b'{"metadata":{"name":"x","generation":NaN}}', JSON),
     ("NUL in a name", b'{"metadata":{"name":"x\\u0000y"}}', JSON),
     ("half a surrogate in a name", b'{"metadata":{"name":"\\ud800"}}', JSON),
+    ("half a surrogate as it is", b'{"metadata":{"name":"\xed\xa0\x80","annotations":{"a":"\xed\xa0\x80"}}}', JSON),
     ("a path as name", b'{"metadata":{"name":"../x"}}', JSON),
     ("metadata is a list", b'{"metadata":[]}', JSON),
     ("labels are a list", b'{"metadata":{"name":"x","labels":["a"]}}', JSON),
@@ -116,6 +118,30 @@ async def raw(master: Master, data: bytes, *, wait_s: float = 5) -> bytes:
 async def test_tricks_with_paths(master: Master, path: bytes) -> None:
     head = await raw(master, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
     assert int(head.split()[1]) in (301, 400, 404, 405), head
+
+
+HEADERS = [
+    (b"Impersonate-User: \xff", 400),
+    (b"Impersonate-User: x\r\nImpersonate-Group: \xed\xa0\x80", 400),
+    (b"Impersonate-User: x\r\nImpersonate-Extra-A: \xff", 400),
+    (b"Content-Encoding: gzip", 400),
+    (b"Content-Encoding: deflate", 201),
+    (b"Content-Encoding: br", 201),
+    (b"User-Agent: \xff\xfe", 201),
+    (b"Accept: \xff", 406),
+    (b"Transfer-Encoding: chunked", 400),
+    (b"Content-Length: 3", 400),
+]
+
+
+@pytest.mark.parametrize(("header", "code"), HEADERS, ids=[h[0].decode("latin-1") for h in HEADERS])
+async def test_tricks_with_headers(master: Master, api: Api, header: bytes, code: int) -> None:
+    body = json.dumps({"metadata": {"name": "x"}}).encode()
+    if header.endswith(b"gzip"):
+        body = gzip.compress(body + b" " * (64 << 20))
+    request = f"POST {api.maps}?dryRun=All HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n".encode()
+    head = await raw(master, request + header + b"\r\n\r\n" + (b"{}" if b"Impersonate" in header else body))
+    assert int(head.split()[1]) == code, head
 
 
 async def test_a_body_that_comes_byte_by_byte_holds_up_nobody(master: Master, api: Api) -> None:

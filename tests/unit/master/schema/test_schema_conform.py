@@ -118,7 +118,10 @@ def test_json_with_doubles() -> None:
     assert (value, doubles) == ({"a": {"b": 2}, "c": []}, ["a.b", "c[0].d", "c"])
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"a":NaN}', b"\xff", b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"a":NaN}', b"\xff", b'"\xed\xa0\x80"', '{"a":1}'.encode("utf-16"), b"[" * 100_000, b"1" * 5000],
+)
 def test_no_json(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         decode_json(body)
