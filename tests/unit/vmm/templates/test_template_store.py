@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.errors import InvalidInput
+from hypervisor.errors import InvalidInput, ResourceExhausted
 from hypervisor.vmm.templates.store import TemplateStore
 from hypervisor.vmm.templates.template import (
+    FORMAT,
     PAGE,
     Template,
     TemplateDamaged,
@@ -79,6 +83,11 @@ async def test_two_stores_on_one_folder_build_one(store: TemplateStore, tmp_path
         ("state", lambda p: p.unlink(), "cannot be read"),
         ("template.json", lambda p: p.write_text("{}"), "template.json"),
         ("template.json", lambda p: p.write_text(p.read_text().replace('"7.2.0"', '"8.0.0"')), "another"),
+        (
+            "template.json",
+            lambda p: p.write_text(p.read_text().replace(f'"format": {FORMAT}', '"format": 2')),
+            "version",
+        ),
     ],
 )
 async def test_damage_is_named_and_mended(store: TemplateStore, part: str, damage: object, word: str) -> None:
@@ -135,6 +144,48 @@ async def test_a_failed_build_leaves_nothing(store: TemplateStore) -> None:
         await store.get(KEY, failing)
     assert [p.name for p in store.path(KEY).parent.iterdir() if not p.name.startswith(".lock")] == []
     assert (await store.get(KEY, build)).manifest.key == KEY
+
+
+@contextmanager
+def small_disk(folder: Path, pages: int) -> Iterator[Path]:
+    """A file system that holds `pages` pages."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.root
+async def test_a_disk_that_is_full_at_any_moment(tmp_path: Path) -> None:
+    """RAM, state and manifest are 14 pages and some: whichever of them finds no room, nothing stays, and it is said."""
+    source = os.memfd_create("ram")
+    os.ftruncate(source, SIZE)
+    os.pwrite(source, b"data" * PAGE * 3, 8 * PAGE)
+
+    async def copying(folder: Path) -> None:
+        ram = os.open(folder / "ram", os.O_RDWR | os.O_CREAT)
+        try:
+            copy_ram(source, ram, SIZE)
+        finally:
+            os.close(ram)
+        (folder / "state").write_bytes(bytes(PAGE + 1))
+
+    outcomes = []
+    for pages in (4, 12, 13, 14, 15, 16, 24):
+        with small_disk(tmp_path / f"disk-{pages}", pages) as disk:
+            store = TemplateStore(disk / "templates")
+            try:
+                outcomes.append(Template.load((await store.get(KEY, copying)).path, KEY) is not None)
+            except ResourceExhausted as e:
+                outcomes.append(False)
+                assert str(disk) in str(e)
+                assert [p.name for p in store.path(KEY).parent.glob("*") if not p.name.startswith(".lock")] == []
+    os.close(source)
+    assert outcomes[0] is False
+    assert outcomes[-1] is True
+    assert outcomes == sorted(outcomes)
 
 
 async def test_another_key_is_another_template(store: TemplateStore) -> None:
