@@ -27,6 +27,7 @@ from hypervisor.kube.events import EventRecorder
 from hypervisor.kube.http import HttpApiClient
 from hypervisor.net.network import HostNetwork
 from hypervisor.version import __version__
+from hypervisor.vmm.templates.store import TemplateStore
 
 AGENT = f"podvisor-hostd/{__version__}"
 AGAIN_S = 5.0
@@ -98,7 +99,8 @@ async def _parts(
     beats: Beats,
 ) -> None:
     events = EventRecorder(client, "kubelet", config.name)
-    node = NodeObject(client, config, facts, lambda: images_status(images), beats)
+    templates = TemplateStore(facts.state_dir / "templates").sizes
+    node = NodeObject(client, config, facts, lambda: images_status(images), beats, templates)
     certificate = ServingCertificate(client, config.name, config.address, _certificate_file(facts.state_dir))
     own = ClientCertificate(client, config.name, config.kubeconfig)
     app = kubelet_app(pods, Callers(client, config.name), config.name, facts.state_dir)

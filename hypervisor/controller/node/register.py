@@ -6,7 +6,8 @@ Theory of operation
 
     GET node --404--> POST it --+
         |                       v
-        +--> PATCH labels, annotations --> every `status_s`: look; PATCH nodes/status when it differs
+        +--> PATCH labels, annotations --> every `status_s`: look; PATCH nodes/status when it differs,
+                                                             PATCH the templates' annotation when it does
                                            every `lease_s`: renew the Lease
 
 A node that somebody deleted is made again by the next report. Taints, and what others wrote into metadata, are left
@@ -39,6 +40,10 @@ from hypervisor.version import __version__
 LEASE_NAMESPACE = "kube-node-lease"
 OVERHEAD_ANNOTATION = "podvisor.dev/pod-overhead-memory"
 """What a pod's VM takes beside its containers; schedulers that know it count it for each pod."""
+TEMPLATES_ANNOTATION = "podvisor.dev/templates"
+"""Memory sizes in MiB, separated by commas, of VMs for which there is a template; schedulers that know it prefer such a
+node.
+"""
 ACCELERATOR_LABEL = "podvisor.dev/accelerator"
 MAX_IMAGES = 50
 LOW_DISK = 0.05
@@ -62,16 +67,28 @@ class Facts:
 
 Images = Callable[[], Sequence[Mapping[str, Any]]]
 """``status.images``, as of now."""
+Templates = Callable[[], Sequence[int]]
+"""Memory sizes, in bytes, of VMs for which there is a template, as of now."""
 
 
 class NodeObject:
     """Keeps the Node and its Lease. `run` is to be run as a task."""
 
-    def __init__(self, client: ApiClient, config: NodeConfig, facts: Facts, images: Images, beats: Beats) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        config: NodeConfig,
+        facts: Facts,
+        images: Images,
+        beats: Beats,
+        templates: Templates = tuple,
+    ) -> None:
         self._client = client
         self._config = config
         self._facts = facts
         self._images = images
+        self._templates = templates
+        self._told_templates: str | None = None
         self._beats = beats
         self._sent: Object = {}
         self._sent_at = 0.0
@@ -108,6 +125,7 @@ class NodeObject:
             await self._register(status)
         plain = _without_heartbeats(status)
         try:
+            await self._tell_templates()
             fresh = plain == self._sent and time.monotonic() - self._sent_at < self._beats.report_s
             if fresh and await self._believed(plain):
                 return
@@ -118,6 +136,14 @@ class NodeObject:
                 self._known.clear()
             raise
         self._sent, self._sent_at = plain, time.monotonic()
+
+    async def _tell_templates(self) -> None:
+        sizes = await asyncio.to_thread(self._templates)
+        text = ",".join(str(size // MIB) for size in sizes)
+        if text != self._told_templates:
+            change = {"metadata": {"annotations": {TEMPLATES_ANNOTATION: text or None}}}
+            await self._client.patch(NODES, self._config.name, None, change, how="merge")
+            self._told_templates = text
 
     async def _believed(self, status: Object) -> bool:
         """Whether the API server has this node's conditions: they become Unknown while it is cut off."""
@@ -140,6 +166,7 @@ class NodeObject:
             if any(get(node, "metadata", part, key) != v for part, m in metadata.items() for key, v in m.items()):
                 node = await self._client.patch(NODES, name, None, {"metadata": metadata}, how="strategic")
         self._uid = str(get(node, "metadata", "uid", default=""))
+        self._told_templates = get(node, "metadata", "annotations", TEMPLATES_ANNOTATION, default="")
         self._known.set()
 
     def _keep_transitions(self, node: Mapping[str, Any]) -> None:

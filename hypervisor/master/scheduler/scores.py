@@ -17,6 +17,7 @@ from hypervisor.master.scheduler.affinity import (
     preferred_terms,
 )
 from hypervisor.master.scheduler.filters import tolerates
+from hypervisor.master.scheduler.image_names import full_name
 from hypervisor.master.scheduler.requests import scored_request
 from hypervisor.master.scheduler.state import ClusterState, NodeState, Pod
 
@@ -121,7 +122,7 @@ def _siblings(pod: Pod) -> list[Spread]:
 
 def _images(context: Context) -> dict[str, float]:
     """The share of the pod's images that the node has already."""
-    wanted = {c.get("image", "") for c in context.pod["spec"].get("containers", ())}
+    wanted = {full_name(c.get("image", "")) for c in context.pod["spec"].get("containers", ())}
     return {n.name: TOP * len(wanted & n.images) / max(1, len(wanted)) for n in context.nodes}
 
 

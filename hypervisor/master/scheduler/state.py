@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypervisor.master.scheduler.image_names import full_name
 from hypervisor.master.scheduler.requests import (
     OVERHEAD_ANNOTATION,
     Amounts,
@@ -71,7 +72,7 @@ class NodeState:
         self.allocatable = amounts(status.get("allocatable") or status.get("capacity"))
         annotations = node["metadata"].get("annotations") or {}
         self.overhead = amount("memory", annotations.get(OVERHEAD_ANNOTATION, 0))
-        self.images = frozenset(n for image in status.get("images") or () for n in image.get("names") or ())
+        self.images = frozenset(full_name(n) for image in status.get("images") or () for n in image.get("names") or ())
         self._recount()
 
     def _recount(self) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from hypervisor.master.scheduler.image_names import full_name
 from hypervisor.master.scheduler.requests import OVERHEAD_ANNOTATION, pod_request
 from hypervisor.master.scheduler.scheduler import Scheduler, why_nowhere
+from hypervisor.master.scheduler.scores import TEMPLATES_ANNOTATION
 from hypervisor.master.scheduler.state import ClusterState
 
 _uids = (f"uid-{n}" for n in itertools.count())
@@ -120,6 +122,20 @@ def test_the_emptier_node_is_taken() -> None:
 def test_the_node_with_the_image_is_taken_of_equals() -> None:
     with_image = node("b", images=[{"names": ["i"], "sizeBytes": 5}])
     assert choose(scheduler(node("a"), with_image), pod())[0] == "b"
+
+
+def test_images_are_the_same_however_they_are_written() -> None:
+    named = {"i": "docker.io/library/i:latest", "me/i": "docker.io/me/i:latest", "localhost/i": "localhost/i:latest"}
+    named |= {"r:5000/i": "r:5000/i:latest", "i:1": "docker.io/library/i:1", "r.x/a/i@sha256:1": "r.x/a/i@sha256:1"}
+    assert {short: full_name(short) for short in named} == named
+    with_image = node("b", images=[{"names": ["docker.io/library/i:latest"], "sizeBytes": 5}])
+    assert choose(scheduler(node("a"), with_image), pod())[0] == "b"
+
+
+def test_the_node_with_a_template_is_taken_of_equals() -> None:
+    with_template = node("b")
+    with_template["metadata"]["annotations"] = {TEMPLATES_ANNOTATION: "512"}
+    assert choose(scheduler(node("a"), with_template), pod())[0] == "b"
 
 
 @pytest.mark.parametrize(
