@@ -13,7 +13,7 @@ from hypervisor.cli.app import CONTEXT, Settings, pass_settings
 from hypervisor.errors import HvError, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
-    from hypervisor.iofilter.descriptor import FilterSpec
+    from hypervisor.iofilter.spec import FilterSpec
     from hypervisor.iofilter.store import DiskStore
 
 HEADER = ("NAME", "SIZE", "USED", "PARENT", "FILTERS", "OPEN")
@@ -63,8 +63,8 @@ def settings_of(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def filter_option(text: str) -> FilterSpec:
     """``KIND,KEY=VALUE,...`` as a filter."""
-    from hypervisor.iofilter.descriptor import FilterSpec
     from hypervisor.iofilter.loop import filter_class
+    from hypervisor.iofilter.spec import FilterSpec
 
     kind, *pairs = text.split(",")
     values = settings_of(pairs)
@@ -247,7 +247,7 @@ def filter_add(
 ) -> None:
     """Put a filter into a disk's chain, also while it is open."""
     from hypervisor.iofilter.changes import Changes
-    from hypervisor.iofilter.descriptor import FilterSpec
+    from hypervisor.iofilter.spec import FilterSpec
 
     spec = FilterSpec(kind, filter_name or kind, settings_of(values))
     _say_pause(Changes(disk_store(settings), name).add_filter(spec, at))

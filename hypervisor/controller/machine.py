@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hypervisor.controller.poddisks import NO_CHAINS, PodDisks
 from hypervisor.controller.sizing import VmSize
 from hypervisor.controller.spec import NetworkMode
 from hypervisor.vsock.address import VsockAddress
@@ -23,6 +24,7 @@ class VmRequest:
     :ivar images: read-only disks, as (serial, path)
     :ivar label: for people: namespace/name
     :ivar cold: boot from the kernel on, even where a template would do
+    :ivar disks: the chains of its disks
     """
 
     directory: Path
@@ -31,6 +33,7 @@ class VmRequest:
     network: NetworkMode
     label: str
     cold: bool = False
+    disks: PodDisks = NO_CHAINS
 
 
 class Machine(Protocol):

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import yaml
 
-from hypervisor.controller import names
+from hypervisor.controller import names, poddisks
 from hypervisor.controller.container_parser import confined_syscalls, one_of, parse_container, parse_id
 from hypervisor.controller.fields import check_support
 from hypervisor.controller.schema import check_pod, field_path
@@ -27,7 +27,8 @@ NET_ANNOTATION = ANNOTATION_PREFIX + "net"
 DISK_ANNOTATION = ANNOTATION_PREFIX + "disk-size"
 TIMING_ANNOTATION = ANNOTATION_PREFIX + "timing"
 COLD_ANNOTATION = ANNOTATION_PREFIX + "cold"
-_OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION, COLD_ANNOTATION)
+_PREFIXES = (ANNOTATION_PREFIX, poddisks.ANNOTATION_PREFIX)
+_OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION, COLD_ANNOTATION, poddisks.FILTERS_ANNOTATION)
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONTAINERS = 64
@@ -140,6 +141,7 @@ def _parse(metadata: Object, spec: Object, status: Object) -> PodSpec:
         host_aliases=_host_aliases(spec.get("hostAliases") or ()),
         network=_network(spec, annotations),
         disk_bytes=_disk_size(annotations),
+        disks=_disks(annotations),
         cold=_cold(annotations),
         node_name=spec.get("nodeName") or "",
         service_account=spec.get("serviceAccountName") or "",
@@ -191,7 +193,7 @@ def _annotations(annotations: Mapping[str, str | None]) -> dict[str, str]:
     for key in annotations:
         where = field_path("metadata.annotations", key)
         names.label_key(key, where=where)
-        if key.startswith(ANNOTATION_PREFIX) and key != TIMING_ANNOTATION:
+        if key.startswith(_PREFIXES) and key != TIMING_ANNOTATION:
             one_of(key, _OWN_ANNOTATIONS, where=where)
     return {key: value or "" for key, value in annotations.items() if key != TIMING_ANNOTATION}
 
@@ -339,3 +341,8 @@ def _network(spec: Object, annotations: Mapping[str, str]) -> Network:
 def _disk_size(annotations: Mapping[str, str]) -> int | None:
     text = annotations.get(DISK_ANNOTATION)
     return None if text is None else parse_bytes(text, where=field_path("metadata.annotations", DISK_ANNOTATION))
+
+
+def _disks(annotations: Mapping[str, str]) -> poddisks.PodDisks:
+    where = field_path("metadata.annotations", poddisks.FILTERS_ANNOTATION)
+    return poddisks.parse_disks(annotations.get(poddisks.FILTERS_ANNOTATION), where=where)

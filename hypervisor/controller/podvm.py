@@ -343,7 +343,8 @@ class PodVm:
     def _request(self, images: dict[str, Image]) -> VmRequest:
         disks = {image.serial: image.disk for image in images.values()}
         label = f"{self.pod.name[:50].rstrip('-.')}-{self.stored.uid[:8]}"
-        return VmRequest(self.paths.vm, self.size, tuple(disks.items()), self.pod.network.mode, label, self.pod.cold)
+        pod = self.pod
+        return VmRequest(self.paths.vm, self.size, tuple(disks.items()), pod.network.mode, label, pod.cold, pod.disks)
 
     async def _enforce_deadline(self) -> None:
         if self.pod.deadline_s is None:

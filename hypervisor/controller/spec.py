@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hypervisor.controller.poddisks import NO_CHAINS, PodDisks
+
 RestartPolicy = Literal["Always", "OnFailure", "Never"]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 NetworkMode = Literal["user", "none"]
@@ -251,6 +253,7 @@ class PodSpec:
     host_aliases: tuple[tuple[str, str], ...] = ()
     network: Network = Network()
     disk_bytes: int | None = None
+    disks: PodDisks = NO_CHAINS
     cold: bool = False
     node_name: str = ""
     service_account: str = ""

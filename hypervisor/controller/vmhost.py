@@ -24,7 +24,7 @@ from hypervisor.controller.zygotes import KeptZygote
 from hypervisor.errors import HvError, NotFound, Unavailable
 from hypervisor.vmm import launch
 from hypervisor.vmm.capabilities import HostCapabilities, probe
-from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig
+from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig, default_block
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import IdentityPool
 from hypervisor.vmm.plan import IMAGE_SLOTS, ClonePlan, LaunchPlan, plan_launch
@@ -65,7 +65,13 @@ class VmHost:
 
     async def _warm(self, config: VmConfig, request: VmRequest) -> Machine | None:
         """A VM out of the pool, with the pod's images in it; None where there is none that would do."""
-        if self.pool is None or request.cold or request.size.quotas or len(config.image_disks) > IMAGE_SLOTS:
+        if (
+            self.pool is None
+            or request.cold
+            or request.disks.served
+            or request.size.quotas
+            or len(config.image_disks) > IMAGE_SLOTS
+        ):
             return None
         warm = self.pool.take(kind_of(config))
         if warm is None:
@@ -137,9 +143,12 @@ class VmHost:
             vcpus=size.vcpus,
             net="tap" if self.tap_prefix and request.network == "user" else request.network,
             tap_prefix=self.tap_prefix if request.network == "user" else "",
-            image_disks=tuple(ImageDisk(serial=serial, path=path) for serial, path in request.images),
-            data_disk=DataDisk(size_bytes=size.disk_bytes, quotas=size.quotas),
+            image_disks=tuple(
+                ImageDisk(serial=serial, path=path, filters=request.disks.image) for serial, path in request.images
+            ),
+            data_disk=DataDisk(size_bytes=size.disk_bytes, quotas=size.quotas, filters=request.disks.scratch),
             accelerator=self.accelerator,
+            block="vmx" if request.disks.served else default_block(),
         )
 
     async def adopt(self, directory: Path) -> Machine | None:

@@ -7,8 +7,9 @@ from typing import Any
 from hypervisor.errors import Unavailable
 from hypervisor.iofilter.chain import open_disk
 from hypervisor.iofilter.control import Holder, ask
-from hypervisor.iofilter.descriptor import Descriptor, FilterSpec
+from hypervisor.iofilter.descriptor import Descriptor
 from hypervisor.iofilter.loop import DiskLoop
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.iofilter.store import DiskStore
 
 

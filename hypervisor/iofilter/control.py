@@ -17,8 +17,9 @@ from typing import Any
 
 from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound, ProtocolError, ResourceExhausted, Unavailable
 from hypervisor.iofilter.chain import OpenDisk
-from hypervisor.iofilter.descriptor import Descriptor, FilterSpec
+from hypervisor.iofilter.descriptor import Descriptor
 from hypervisor.iofilter.loop import Export
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.iofilter.store import DiskStore, without_filter
 
 SOCKET = "control.sock"

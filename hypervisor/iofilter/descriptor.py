@@ -17,49 +17,12 @@ from typing import Any, Self
 
 from hypervisor.errors import InvalidInput, NotFound
 from hypervisor.iofilter.loop import ORDERS, filter_class
+from hypervisor.iofilter.spec import FilterSpec, known, text
 
 VERSION = 1
 FILE = "disk.json"
 BLOCK = 4096
 """A disk's size is a multiple of this."""
-
-
-@dataclass(frozen=True)
-class FilterSpec:
-    """A filter as a descriptor names it.
-
-    :param kind: its class, as ``throttle``
-    :param name: unique in its chain; the class's name unless it was given another
-    :param settings: pairs of text. A value that begins with ``./`` (or ``file:./``) is a file in the disk's own folder
-    """
-
-    kind: str
-    name: str
-    settings: tuple[tuple[str, str], ...] = ()
-
-    def resolved(self, folder: Path) -> tuple[tuple[str, str], ...]:
-        """The settings with the disk's folder in the place of a leading ``./``."""
-        return tuple((key, _absolute(value, folder)) for key, value in self.settings)
-
-    def as_json(self) -> dict[str, Any]:
-        """Its object in the file."""
-        return {"kind": self.kind, "name": self.name, "settings": dict(self.settings)}
-
-    @classmethod
-    def from_json(cls, value: Any, where: str) -> Self:
-        """Checks and converts. Raises `InvalidInput`."""
-        _known(value, {"kind", "name", "settings"}, where)
-        values = value.get("settings", {})
-        if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-            raise InvalidInput("settings are an object of texts", where=where)
-        return cls(_text(value, "kind", where), _text(value, "name", where), tuple(values.items()))
-
-
-def _absolute(value: str, folder: Path) -> str:
-    for prefix in ("file:", ""):
-        if value.startswith(prefix + "./"):
-            return f"{prefix}{folder}/{value.removeprefix(prefix + './')}"
-    return value
 
 
 @dataclass(frozen=True)
@@ -84,11 +47,11 @@ class Data:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Checks and converts. Raises `InvalidInput`."""
-        _known(value, {"kind", "path", "export", "direct"}, "data")
+        known(value, {"kind", "path", "export", "direct"}, "data")
         if value.get("kind") not in ("file", "nbd"):
             raise InvalidInput("is file or nbd", where="data.kind")
         return cls(
-            value["kind"], _text(value, "path", "data"), str(value.get("export", "")), value.get("direct") is True
+            value["kind"], text(value, "path", "data"), str(value.get("export", "")), value.get("direct") is True
         )
 
 
@@ -156,13 +119,13 @@ class Descriptor:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Checks and converts. Raises `InvalidInput`."""
-        _known(value, {"name", "size", "data", "parent", "readOnly", "filters"}, "disk")
+        known(value, {"name", "size", "data", "parent", "readOnly", "filters"}, "disk")
         size, filters, parent = value.get("size"), value.get("filters", []), value.get("parent")
         if not isinstance(size, int) or not isinstance(filters, list) or not isinstance(parent, str | None):
             raise InvalidInput("size is a number, filters a list, parent a name or null", where="disk")
         specs = tuple(FilterSpec.from_json(spec, f"filters[{i}]") for i, spec in enumerate(filters))
         return cls(
-            _text(value, "name", "disk"),
+            text(value, "name", "disk"),
             size,
             Data.from_json(value.get("data")),
             parent,
@@ -189,21 +152,6 @@ def _check_chain(filters: tuple[FilterSpec, ...]) -> None:
         if any(other.name == spec.name for other in filters[:i]):
             raise InvalidInput(f"there are two filters named {spec.name}", where=where)
         before = order
-
-
-def _known(value: Any, names: set[str], where: str) -> None:
-    if not isinstance(value, dict):
-        raise InvalidInput("is not an object", where=where)
-    unknown = set(value) - names
-    if unknown:
-        raise InvalidInput(f"unknown field {sorted(unknown)[0]}", where=where)
-
-
-def _text(value: dict[str, Any], name: str, where: str) -> str:
-    text = value.get(name)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidInput("is a text that is not empty", where=f"{where}.{name}")
-    return text
 
 
 def _checksum(disk: Any) -> str:

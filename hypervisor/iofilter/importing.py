@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 from hypervisor.errors import HostUnfit, HvError, InvalidInput
-from hypervisor.iofilter.descriptor import Data, Descriptor, FilterSpec
+from hypervisor.iofilter.descriptor import Data, Descriptor
 from hypervisor.iofilter.serve import serve
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.iofilter.store import DATA, DiskStore, round_size
 
 LONGEST = 60

@@ -108,6 +108,10 @@ class DiskLoop:
             fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         except OSError as error:
             raise NotFound(f"disk {name}: cannot open {path}: {error.strerror}") from error
+        return self.open_fd(name, fd, read_only=read_only, direct=direct)
+
+    def open_fd(self, name: str, fd: int, *, read_only: bool = False, direct: bool = False) -> Disk:
+        """A disk whose data is an open file, which becomes its own, also on failure; not started. Raises `HvError`."""
         fail = new_fail()
         return self._opened(name, lib.pv_disk_open_file(self._handle, name.encode(), fd, read_only, direct, fail), fail)
 

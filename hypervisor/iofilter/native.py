@@ -19,6 +19,7 @@ _KINDS: dict[int, type[HvError]] = {
     errno.EKEYREJECTED: InvalidInput,
     errno.ENAMETOOLONG: InvalidInput,
     errno.ENOTSUP: InvalidInput,
+    errno.ERANGE: InvalidInput,
     errno.ENOENT: NotFound,
     errno.EEXIST: Conflict,
     errno.EBUSY: Conflict,

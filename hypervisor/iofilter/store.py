@@ -26,8 +26,9 @@ from pathlib import Path
 
 from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound, ResourceExhausted
 from hypervisor.iofilter import descriptor as metadata
-from hypervisor.iofilter.descriptor import BLOCK, Data, Descriptor, FilterSpec
+from hypervisor.iofilter.descriptor import BLOCK, Data, Descriptor
 from hypervisor.iofilter.loop import create_state, filter_class
+from hypervisor.iofilter.spec import FilterSpec
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 DATA = "data.raw"

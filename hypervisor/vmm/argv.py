@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.vmm.config import MIB, BlockPath
 
 Accelerator = Literal["kvm", "tcg"]
@@ -57,13 +58,14 @@ class Fd(enum.IntEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """A disk as QEMU sees it; `fd` is open on the raw image at `path`. Without a path: an empty one of `EMPTY_BYTES`,
-    whose place a clone's own disk takes.
+    whose place a clone's own disk takes. `filters`: its chain in vmx.
     """
 
     serial: str
     path: Path | None
     read_only: bool
     fd: int
+    filters: tuple[FilterSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from hypervisor.errors import InvalidInput
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.vmm.guest import GuestImage
 
 MIB = 1 << 20
@@ -50,10 +51,12 @@ class ImageDisk:
 
     :param serial: how the guest finds it, at most 20 of ``[A-Za-z0-9._-]``
     :param path: absolute path of a raw image
+    :param filters: its chain, from the guest to the data; only where vmx serves the disks
     """
 
     serial: str
     path: Path
+    filters: tuple[FilterSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +67,14 @@ class DataDisk:
     :param preallocate: reserve all of it now (a start fails where the host lacks it); else the file is sparse, and a
         host that runs out pauses the VM (event ``BLOCK_IO_ERROR``), which `RunningVm.resume` lets go on
     :param quotas: the guest may mount it with limits of directories (``prjquota``)
+    :param filters: its chain, from the guest to the data; only where vmx serves the disks. Files that settings name
+        as ``./NAME`` are made at the start, in the folder that vmx has as its root
     """
 
     size_bytes: int = GIB
     preallocate: bool = False
     quotas: bool = False
+    filters: tuple[FilterSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,8 @@ class VmConfig:
         _check_choice("block", self.block, ("vmx", "qemu"))
         _check_range("console_bytes", self.console_bytes, 4096, 64 * MIB)
         _check_image_disks(self.image_disks)
+        if self.block != "vmx" and any(disk.filters for disk in (*self.image_disks, self.data_disk) if disk):
+            raise InvalidInput("are served by QEMU, which has no filters; block must be vmx", where="disks")
         if self.data_disk is not None:
             _check_data_disk(self.data_disk)
         _check_kernel_arguments(self.kernel_arguments)

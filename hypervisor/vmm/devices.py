@@ -46,8 +46,9 @@ def _block_config(disk: Disk, origin: Origin) -> BlockConfig:
     """A clone's guest remembers its template's capacities, so they are the same for both."""
     announced = 0 if origin == "boot" else EMPTY_BYTES
     return BlockConfig(
-        serial=disk.serial, read_only=disk.read_only, announce_bytes=announced, has_disk=disk.path is not None
-    )
+        serial=disk.serial, read_only=disk.read_only, announce_bytes=announced, has_disk=disk.path is not None,
+        filters=disk.filters,
+    )  # fmt: skip
 
 
 def _ram_config(clone: ClonePlan) -> RamConfig:

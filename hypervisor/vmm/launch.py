@@ -39,6 +39,7 @@ from hypervisor.errors import HvError, InvalidInput, NotFound, Unavailable, VmFa
 from hypervisor.vmm import records
 from hypervisor.vmm.argv import Fd
 from hypervisor.vmm.capabilities import USERFAULTFD
+from hypervisor.vmm.chains import make_states
 from hypervisor.vmm.death import VmDied, read_tails, tail_text
 from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_disk, vmx_config
 from hypervisor.vmm.directory import Processes, VmDirectory, boot_id, disk_error, write_atomically
@@ -274,6 +275,8 @@ async def _start_processes(
         with phases("disk"):
             if plan.data_disk is not None:
                 await create_data_disk(plan.files.disk, plan.data_disk)
+            if any(disk.filters for disk in plan.disks):
+                await asyncio.to_thread(make_states, plan)
             disks = _open_disks(plan, ends_stack)
         forking = asyncio.ensure_future(zygote.fork(vmx_config(plan), _vmx_fds(plan, ends, disks, succession)))
         undo.push_async_callback(_end_forked, forking)

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.vmm import argv as qemu_argv
 from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, Origin, VsockPath
 from hypervisor.vmm.capabilities import RAM_LIBRARY, HostCapabilities
@@ -200,13 +201,13 @@ def _template_arguments(origin: Origin, config: VmConfig) -> tuple[str, ...]:
 
 
 def _disks(config: VmConfig, directory: Path) -> tuple[Disk, ...]:
-    wanted = [(ROOT_SERIAL, config.guest.root, True)]
+    wanted: list[tuple[str, Path, bool, tuple[FilterSpec, ...]]] = [(ROOT_SERIAL, config.guest.root, True, ())]
     if config.data_disk is not None:
-        wanted.append((DATA_SERIAL, VmDirectory(directory).disk, False))
-    wanted += [(d.serial, d.path, True) for d in config.image_disks]
+        wanted.append((DATA_SERIAL, VmDirectory(directory).disk, False, config.data_disk.filters))
+    wanted += [(d.serial, d.path, True, d.filters) for d in config.image_disks]
     return tuple(
-        Disk(serial=serial, path=path, read_only=read_only, fd=Fd.DISKS + i)
-        for i, (serial, path, read_only) in enumerate(wanted)
+        Disk(serial=serial, path=path, read_only=read_only, fd=Fd.DISKS + i, filters=filters)
+        for i, (serial, path, read_only, filters) in enumerate(wanted)
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hypervisor.errors import InvalidInput
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.vsock.address import FIRST_GUEST_CID, LAST_GUEST_CID, UnixVsock, check_path
 from hypervisor.vsock.backend import VsockLimits
 
@@ -50,6 +51,9 @@ class BlockConfig:
     :param announce_bytes: the capacity that the guest is told, whatever disk the device has; 0: its disk's own
     :param queues: 1 to 16
     :param has_disk: its disk's descriptor comes along (`VmxFds.blocks`); else it is empty until one is put in
+    :param filters: of its disk, from the guest to the data; files of theirs lie in the VM's folder
+    :param base: the name by which ``linkedclone`` among them redirects; that disk's descriptor comes along, too
+        (`VmxFds.bases`)
     """
 
     serial: str
@@ -57,6 +61,14 @@ class BlockConfig:
     announce_bytes: int = 0
     queues: int = 1
     has_disk: bool = True
+    filters: tuple[FilterSpec, ...] = ()
+    base: str = ""
+
+    @classmethod
+    def from_value(cls, value: dict[str, Any]) -> Self:
+        """Out of what `VmxConfig.to_json` made of it."""
+        specs = (FilterSpec(s["kind"], s["name"], tuple((k, v) for k, v in s["settings"])) for s in value["filters"])
+        return cls(**value | {"filters": tuple(specs)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +137,7 @@ class VmxConfig:
         value["cgroups"] = tuple(Path(path) for path in value["cgroups"])
         value["vsock"] = VsockLimits(**value["vsock"])
         value["stream_limits"] = tuple(value["stream_limits"])
-        value["blocks"] = tuple(BlockConfig(**block) for block in value["blocks"])
+        value["blocks"] = tuple(BlockConfig.from_value(block) for block in value["blocks"])
         if value["ram"] is not None:
             value["ram"]["mappings"] = tuple(tuple(m) for m in value["ram"]["mappings"])
             if value["ram"]["inherited"] is not None:
@@ -166,19 +178,21 @@ class VmxFds:
     :param streams: pairs of a stream to drain and the regular file that its bounded log is (see
     `hypervisor.vmx.console`)
     :param blocks: for each of `VmxConfig.blocks` a socket connected to QEMU's chardev, and its disk or None
+    :param bases: the base disk of each of these that has one, in their order, opened for reading
     """
 
     frontend: int | None = None
     streams: tuple[tuple[int, int], ...] = ()
     ram: RamFds | None = None
     blocks: tuple[tuple[int, int | None], ...] = ()
+    bases: tuple[int, ...] = ()
 
     def flat(self) -> list[int]:
         """In the order in which they travel."""
         frontend = [] if self.frontend is None else [self.frontend]
         ram = [] if self.ram is None else self.ram.flat()
         blocks = [fd for pair in self.blocks for fd in pair if fd is not None]
-        return [*frontend, *(fd for pair in self.streams for fd in pair), *ram, *blocks]
+        return [*frontend, *(fd for pair in self.streams for fd in pair), *ram, *blocks, *self.bases]
 
 
 NO_FDS = VmxFds()

@@ -2,7 +2,9 @@
 
 ``{"call":"stats"}`` -> ``{"ok":true,"result":{"vsock":{counter:value},"fault":"..."}}``; ``{"call":"ping"}``;
 ``{"call":"stop"}``. A call that takes a descriptor has it beside the line (SCM_RIGHTS), and one argument:
-``{"call":"insert","name":SERIAL}``. A refused call is ``{"ok":false,"error":"..."}``. A client may send several lines.
+``{"call":"insert","name":SERIAL}``. One with an argument has it in the line:
+``{"call":"chain","argument":{"disk":SERIAL,"filters":[...]}}``. A refused call is
+``{"ok":false,"error":"...","reason":"..."}``. A client may send several lines.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hypervisor.errors import HvError, ProtocolError, Timeout, Unavailable
+from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound, ProtocolError, Timeout, Unavailable
 
 MAX_LINE = 64 * 1024
 MAX_CLIENTS = 16
 
 Call = Callable[[], Any]
 Taking = Callable[[str, int], None]
-_NONE: Mapping[str, Taking] = {}
+Asking = Callable[[dict[str, Any]], Any]
+_NONE: Mapping[str, Any] = {}
+_BY_REASON: dict[str, type[HvError]] = {kind.reason: kind for kind in (InvalidInput, NotFound, Conflict)}
 
 
 class ControlServer:
@@ -33,12 +37,20 @@ class ControlServer:
 
     :param calls: what may be called, by name, each without arguments
     :param taking: likewise, with a name and a descriptor, which becomes the call's own
+    :param asking: likewise, with an argument, an object
     """
 
-    def __init__(self, listener: socket.socket, calls: dict[str, Call], taking: Mapping[str, Taking] = _NONE) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        calls: dict[str, Call],
+        taking: Mapping[str, Taking] = _NONE,
+        asking: Mapping[str, Asking] = _NONE,
+    ) -> None:
         self._listener = listener
         self._calls = calls
         self._taking = taking
+        self._asking = asking
         self._clients: dict[socket.socket, tuple[bytes, float]] = {}
         listener.setblocking(False)
 
@@ -99,6 +111,11 @@ class ControlServer:
             except HvError as error:
                 return {"ok": False, "error": str(error)}
             return {"ok": True, "result": None}
+        if isinstance(call, str) and call in self._asking and isinstance(value.get("argument"), dict):
+            try:
+                return {"ok": True, "result": self._asking[call](value["argument"])}
+            except HvError as error:
+                return {"ok": False, "error": str(error), "reason": error.reason}
         if not isinstance(call, str) or call not in self._calls:
             return {"ok": False, "error": f"unknown call; known: {', '.join(sorted(self._calls))}"}
         return {"ok": True, "result": self._calls[call]()}
@@ -155,18 +172,21 @@ async def give(path: Path, name: str, argument: str, fd: int, *, timeout: float 
         raise ProtocolError(f"vmx at {path} answered nonsense to {name}") from error
 
 
-async def call(path: Path, name: str, *, timeout: float = 5.0) -> Any:
+async def call(path: Path, name: str, *, argument: Mapping[str, Any] | None = None, timeout: float = 5.0) -> Any:
     """Calls a vmx by its control socket.
 
+    :param argument: of a call that has one
     :param timeout: seconds
     :raises Unavailable: no vmx listens there (`Timeout` when it does not answer)
     :raises ProtocolError: it refused the call or answered nonsense
+    :raises HvError: what a call with an argument was refused with
     """
+    line_out = json.dumps({"call": name} if argument is None else {"call": name, "argument": argument}).encode()
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE)
             try:
-                writer.write(json.dumps({"call": name}).encode() + b"\n")
+                writer.write(line_out + b"\n")
                 await writer.drain()
                 line = await reader.readline()
             finally:
@@ -181,6 +201,8 @@ async def call(path: Path, name: str, *, timeout: float = 5.0) -> Any:
         answer = json.loads(line)
         if answer["ok"]:
             return answer["result"]
+        if answer.get("reason") in _BY_REASON:
+            raise _BY_REASON[answer["reason"]](str(answer["error"])[:1024])
         raise ProtocolError(f"vmx at {path} refused {name}: {answer['error']}")
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"vmx at {path} answered nonsense to {name}") from error

@@ -32,6 +32,7 @@ from typing import Any
 from hypervisor.errors import HvError
 from hypervisor.vmx import confine, seccomp
 from hypervisor.vmx.block import BlockDevices
+from hypervisor.vmx.chains import filters_from_json
 from hypervisor.vmx.config import CONTROL_SOCKET, FRONTEND_SOCKET, HOST_SOCKET, LOG, VmxConfig, VmxFds
 from hypervisor.vmx.console import StreamLog, StreamLogs
 from hypervisor.vmx.control import ControlServer
@@ -80,9 +81,11 @@ class Device:
         if self._ram is not None:
             calls["working-set"] = self._ram.working_set
         taking: dict[str, Callable[[str, int], None]] = {"trace": self._take_trace}
+        asking: dict[str, Callable[[dict[str, Any]], Any]] = {}
         if self._blocks is not None:
-            taking["insert"] = self._insert
-        self._control = ControlServer(self._bind(CONTROL_SOCKET), calls, taking)
+            taking["insert"] = self._blocks.insert
+            asking["chain"] = self._change_chain
+        self._control = ControlServer(self._bind(CONTROL_SOCKET), calls, taking, asking)
 
     def _bind(self, name: str) -> socket.socket:
         path = self._folder / name
@@ -112,11 +115,12 @@ class Device:
         if not config.blocks:
             return None
         hook = self._ram.map_hook if self._ram is not None else None
-        return BlockDevices(config.blocks, fds.blocks, map_hook=hook)
+        return BlockDevices(config.blocks, fds.blocks, fds.bases, folder=self._folder, map_hook=hook)
 
-    def _insert(self, serial: str, fd: int) -> None:
+    def _change_chain(self, argument: dict[str, Any]) -> dict[str, float]:
         assert self._blocks is not None
-        self._blocks.insert(serial, fd)
+        filters = filters_from_json(argument.get("filters"), "filters")
+        return {"pause_s": self._blocks.change(str(argument.get("disk")), filters)}
 
     def _take_trace(self, _name: str, fd: int) -> None:
         try:
@@ -129,11 +133,11 @@ class Device:
         rest = {
             "ram": None if self._ram is None else self._ram.stats(),
             "disks": None if self._blocks is None else self._blocks.stats(),
+            "percpu": self._trace.stats(),
         }
         if self._vsock is None:
             return {"vsock": None, "fault": ""} | rest
         return {"vsock": self._vsock.stats(), "fault": self._vsock.fault} | rest
-            "percpu": self._trace.stats(),
 
     def stop(self, reason: str) -> None:
         """Makes `serve` return soon. Safe in a signal handler."""

@@ -113,6 +113,7 @@ class Zygote:
                 "ram": fds.ram is not None,
                 "working_set": fds.ram is not None and fds.ram.working_set is not None,
                 "blocks": [disk is not None for _, disk in fds.blocks],
+                "bases": len(fds.bases),
             }
         ).encode()
         try:
@@ -194,7 +195,8 @@ def _parse_request(data: bytes, descriptors: list[int]) -> tuple[VmxConfig, VmxF
             working_set=next(rest) if value["working_set"] else None,
         )  # fmt: skip
     blocks = tuple((next(rest), next(rest) if has_disk else None) for has_disk in value["blocks"])
-    fds = VmxFds(frontend=frontend, streams=streams, ram=ram, blocks=blocks)
+    bases = tuple(next(rest) for _ in range(value["bases"]))
+    fds = VmxFds(frontend=frontend, streams=streams, ram=ram, blocks=blocks, bases=bases)
     return VmxConfig.from_json(value["config"].encode()), fds
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from hypervisor.errors import HvError, InvalidInput, NotFound
 from hypervisor.iofilter import descriptor as metadata
-from hypervisor.iofilter.descriptor import Data, Descriptor, FilterSpec
+from hypervisor.iofilter.descriptor import Data, Descriptor
+from hypervisor.iofilter.spec import FilterSpec
 
 SIZE = 1 << 20
 

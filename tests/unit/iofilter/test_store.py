@@ -13,8 +13,9 @@ import pytest
 from hypervisor.errors import Conflict, InvalidInput, NotFound
 from hypervisor.iofilter.chain import open_disk
 from hypervisor.iofilter.changes import Changes
-from hypervisor.iofilter.descriptor import Data, Descriptor, FilterSpec
+from hypervisor.iofilter.descriptor import Data, Descriptor
 from hypervisor.iofilter.loop import DiskLoop, filter_classes
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.iofilter.store import DATA, DiskStore
 
 SIZE = 1 << 20

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from hypervisor.errors import Conflict, HvError, InvalidInput, NotFound
+from hypervisor.iofilter.loop import create_state
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.vmx.block import BlockDevices
 from hypervisor.vmx.config import BlockConfig
 
@@ -79,3 +81,49 @@ def test_serials_are_short_and_unlike_each_other(ends: list[socket.socket], seri
 def test_too_many_queues_are_refused(ends: list[socket.socket]) -> None:
     with pytest.raises(HvError):
         BlockDevices([BlockConfig(serial="disk", read_only=True, queues=17)], [(front(ends), None)])
+
+
+def test_a_chain_is_put_together_and_changed_by_one_filter_at_a_time(tmp_path: Path, ends: list[socket.socket]) -> None:
+    stats, slow = FilterSpec("stats", "stats"), FilterSpec("delay", "slow", (("us", "1"),))
+    config = BlockConfig(serial="disk", read_only=False, filters=(stats,))
+    devices = BlockDevices([config], [(front(ends), image(tmp_path))], folder=tmp_path)
+
+    def names() -> list[str]:
+        return [found["name"] for found in devices.stats()["disk"]["filters"]]
+
+    try:
+        assert names() == ["stats"]
+        assert devices.change("disk", (slow, stats)) >= 0
+        assert names() == ["slow", "stats"]
+        assert devices.change("disk", (slow, stats)) == 0.0  # asked again
+        slower = FilterSpec("delay", "slow", (("us", "2"),))
+        devices.change("disk", (slower, stats))
+        with pytest.raises(InvalidInput, match="us=x"):
+            devices.change("disk", (FilterSpec("delay", "slow", (("us", "x"),)), stats))
+        for wrong in ((stats, slower), (FilterSpec("null", "null"),), (FilterSpec("null", "slow"), stats)):
+            with pytest.raises(InvalidInput):
+                devices.change("disk", wrong)
+        devices.change("disk", (slower,))
+        assert names() == ["slow"]
+        with pytest.raises(NotFound):
+            devices.change("nobody", ())
+    finally:
+        devices.close()
+
+
+def test_a_clone_reads_from_its_base(tmp_path: Path, ends: list[socket.socket]) -> None:
+    state = (("base", "disk:base"), ("state", "./clone.state"))
+    clone = FilterSpec("linkedclone", "linkedclone", state)
+    create_state("linkedclone", clone.resolved(tmp_path), SIZE)
+    config = BlockConfig(serial="disk", read_only=False, filters=(clone,), base="base")
+    devices = BlockDevices([config], [(front(ends), image(tmp_path))], [image(tmp_path, "base.raw")], folder=tmp_path)
+    try:
+        assert devices.stats()["disk"]["base"]["reads"] == 0
+    finally:
+        devices.close()
+
+
+def test_a_filter_that_cannot_be_made_leaves_nothing(tmp_path: Path, ends: list[socket.socket]) -> None:
+    config = BlockConfig(serial="disk", read_only=False, filters=(FilterSpec("throttle", "throttle"),))
+    with pytest.raises(InvalidInput, match="neither iops nor bytes"):
+        BlockDevices([config], [(front(ends), image(tmp_path))])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor.errors import InvalidInput
+from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.vmx.config import BlockConfig, VmxConfig, VmxFds
 from hypervisor.vsock.backend import VsockLimits
 
@@ -20,7 +21,10 @@ def test_json_there_and_back(tmp_path: Path) -> None:
         cgroups=(Path("/a"), Path("/b")),
         vsock=VsockLimits(max_connections=7),
         stream_limits=(1, 2),
-        blocks=(BlockConfig(serial="hv-root", read_only=True), BlockConfig(serial="x", read_only=False, queues=3)),
+        blocks=(
+            BlockConfig(serial="hv-root", read_only=True),
+            BlockConfig(serial="x", read_only=False, queues=3, filters=(FilterSpec("delay", "d", (("us", "1"),)),)),
+        ),
     )
     assert VmxConfig.from_json(config.to_json()) == config
 
@@ -51,4 +55,4 @@ def test_bad_values_are_named(tmp_path: Path, changes: dict[str, object], where:
 def test_descriptors_travel_in_order() -> None:
     assert VmxFds(frontend=3, streams=((4, 5), (6, 7))).flat() == [3, 4, 5, 6, 7]
     assert VmxFds(streams=((4, 5),)).flat() == [4, 5]
-    assert VmxFds(streams=((4, 5),), blocks=((6, 7), (8, None))).flat() == [4, 5, 6, 7, 8]
+    assert VmxFds(streams=((4, 5),), blocks=((6, 7), (8, None)), bases=(9,)).flat() == [4, 5, 6, 7, 8, 9]
