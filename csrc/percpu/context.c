@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "delay.h"
+#include "rseq.h"
 
 #define WAITING_MOST 1024
 
@@ -117,11 +118,13 @@ static void wake(const struct worker *worker)
 static void enqueue(struct worker *worker, struct pv_context *context)
 {
     pthread_mutex_lock(&worker->lock);
+    pv_slice_begin(); /* who is preempted here makes the balancer wait */
     context->next = NULL;
     context->worker = worker->number;
     *worker->last = context;
     worker->last = &context->next;
     pthread_mutex_unlock(&worker->lock);
+    pv_slice_end();
 }
 
 /* To the queue of the worker that it shall run on. */
@@ -141,6 +144,7 @@ static struct pv_context *dequeue(struct worker *worker)
     struct pv_context *context;
 
     pthread_mutex_lock(&worker->lock);
+    pv_slice_begin();
     context = worker->first;
     if (context) {
         worker->first = context->next;
@@ -148,6 +152,7 @@ static struct pv_context *dequeue(struct worker *worker)
             worker->last = &worker->first;
     }
     pthread_mutex_unlock(&worker->lock);
+    pv_slice_end();
     return context;
 }
 

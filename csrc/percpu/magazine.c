@@ -37,6 +37,19 @@ void pv_magazine_destroy(struct pv_magazine *m)
     pthread_mutex_destroy(&m->lock);
 }
 
+/* Whoever is preempted with the lock makes all others wait: so the kernel is asked for a little more time, where it can give some. */
+static void lock_pool(struct pv_magazine *m)
+{
+    pthread_mutex_lock(&m->lock);
+    pv_slice_begin();
+}
+
+static void unlock_pool(struct pv_magazine *m)
+{
+    pthread_mutex_unlock(&m->lock);
+    pv_slice_end();
+}
+
 static void put(struct pv_magazine *m, void *object)
 {
     struct pv_percpu_node *node = object;
@@ -67,7 +80,7 @@ static struct pv_percpu_node *take(struct pv_magazine *m, uint64_t want)
 {
     struct pv_percpu_node *taken = NULL;
 
-    pthread_mutex_lock(&m->lock);
+    lock_pool(m);
     if (!m->pool)
         add_slab(m);
     for (m->fills++; want && m->pool; want--) {
@@ -77,13 +90,13 @@ static struct pv_percpu_node *take(struct pv_magazine *m, uint64_t want)
         node->next = taken;
         taken = node;
     }
-    pthread_mutex_unlock(&m->lock);
+    unlock_pool(m);
     return taken;
 }
 
 static void give(struct pv_magazine *m, struct pv_percpu_node *nodes)
 {
-    pthread_mutex_lock(&m->lock);
+    lock_pool(m);
     while (nodes) {
         struct pv_percpu_node *node = nodes;
 
@@ -91,7 +104,7 @@ static void give(struct pv_magazine *m, struct pv_percpu_node *nodes)
         put(m, node);
     }
     m->drains++;
-    pthread_mutex_unlock(&m->lock);
+    unlock_pool(m);
 }
 
 /* One object for the caller, the others of half a magazine into this CPU's; what does not fit there any more goes back. */

@@ -5,6 +5,7 @@
 #include <linux/membarrier.h>
 #include <linux/rseq.h>
 #include <pthread.h>
+#include <sys/auxv.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -18,6 +19,9 @@
 #define PR_RSEQ_SLICE_EXTENSION 79
 #define PR_RSEQ_SLICE_EXTENSION_SET 2
 #define PR_RSEQ_SLICE_EXT_ENABLE 1
+#endif
+#ifndef AT_RSEQ_FEATURE_SIZE
+#define AT_RSEQ_FEATURE_SIZE 27
 #endif
 #ifndef SYS_rseq_slice_yield
 #define SYS_rseq_slice_yield 471
@@ -59,6 +63,14 @@ static bool registered(void)
     return (int32_t)__atomic_load_n(&thread_area()->cpu_id, __ATOMIC_RELAXED) >= 0;
 }
 
+/* What older kernels know is 32 bytes; one that has more fields wants to hear that there is room for all of them. */
+static uint32_t own_length(void)
+{
+    unsigned long wanted = getauxval(AT_RSEQ_FEATURE_SIZE);
+
+    return wanted > sizeof own_area.kernel && wanted <= sizeof own_area ? sizeof own_area : sizeof own_area.kernel;
+}
+
 bool pv_rseq_register_thread(void)
 {
     int saved = errno;
@@ -68,7 +80,7 @@ bool pv_rseq_register_thread(void)
     if (libc_registers || own_tried)
         return false;
     own_tried = true;
-    if (syscall(SYS_rseq, &own_area.kernel, sizeof own_area.kernel, 0, SIGNATURE))
+    if (syscall(SYS_rseq, &own_area.kernel, own_length(), 0, SIGNATURE))
         own_area.kernel.cpu_id = (uint32_t)RSEQ_CPU_ID_REGISTRATION_FAILED;
     errno = saved;
     return registered();
@@ -108,21 +120,40 @@ static volatile struct slice_ctrl *slice_ctrl(void)
 
 int pv_slice_supported(void)
 {
-    if (!registered())
+    if (!pv_rseq_register_thread())
         return ENOSYS;
     if (prctl(PR_RSEQ_SLICE_EXTENSION, PR_RSEQ_SLICE_EXTENSION_SET, PR_RSEQ_SLICE_EXT_ENABLE, 0, 0))
         return errno;
     return 0;
 }
 
+/* Of this thread: not asked yet, asked and refused, granted. */
+static __thread enum { SLICE_UNKNOWN, SLICE_NONE, SLICE_OFFERED } slice;
+
+static bool slice_offered(void)
+{
+    int saved;
+
+    if (__builtin_expect(slice == SLICE_UNKNOWN, 0)) {
+        saved = errno;
+        slice = pv_slice_supported() ? SLICE_NONE : SLICE_OFFERED;
+        errno = saved;
+    }
+    return slice == SLICE_OFFERED;
+}
+
 void pv_slice_begin(void)
 {
+    if (!slice_offered())
+        return;
     slice_ctrl()->request = 1;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
 void pv_slice_end(void)
 {
+    if (slice != SLICE_OFFERED)
+        return;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     slice_ctrl()->request = 0;
     if (slice_ctrl()->granted)

@@ -45,8 +45,11 @@ int pv_rseq_fence(void);
 
 /* Time-slice extension (Linux 7.0): the kernel lets a thread that asks for it run on for some microseconds instead of preempting
  * it. pv_slice_supported is 0, or why there is none: ENOSYS or EINVAL (the kernel is older or built without), ENOTSUP (switched off),
- * ENXIO (the thread's registration is too short for it: glibc 2.36 registers 32 bytes, of which the kernel wants 33 and more).
- * pv_slice_end gives the CPU back if the kernel had granted more time. Both are for the thread that calls them. */
+ * ENXIO (the thread's registration is too short for it: glibc 2.36 registers 32 bytes, of which the kernel wants 33 and more; our own
+ * registration is as long as the kernel says that it wants).
+ * pv_slice_begin stands behind whatever locks for some instructions (a pool, a worker's queue, a shared area), pv_slice_end where it has
+ * unlocked; it gives the CPU back if the kernel had granted more time. A thread's first pv_slice_begin asks whether there is an extension; where
+ * there is none, both do nothing. They do not nest: the inner end ends the outer's, too. */
 int pv_slice_supported(void);
 void pv_slice_begin(void);
 void pv_slice_end(void);

@@ -8,7 +8,7 @@ PERCPU_HEADERS := $(wildcard percpu/*.h $(PERCPU_TESTS)/*.h) common/cleanup.h
 PERCPU_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(PERCPU_TESTS)
 PERCPU_NAMES := adds area ring magazine trace context alias face
 
-TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-modes
+TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-slice $(OUT)/percpu-modes
 TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-magazine $(OUT)/tsan-percpu-trace $(OUT)/tsan-percpu-few-adds
 CLANG_CHECKS += percpu-clang-check
 COVERED += percpu
@@ -22,14 +22,15 @@ $(OUT)/percpu-inject-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEAD
 $(OUT)/tsan-percpu-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
 	$(CC) $(PERCPU_FLAGS) -DPV_PERCPU_PORTABLE $(SANITIZE) -fsanitize=thread $< $(PERCPU_SOURCES) -o $@ -pthread
 
-# Fixed addresses, so that objdump's are those of the process; no sanitizer: it would put calls between the instructions' neighbours.
-$(OUT)/percpu-break $(OUT)/percpu-delay: $(OUT)/percpu-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
+# Fixed addresses, so that objdump's are those of the process; no sanitizer: it would put calls between the instructions' neighbours (and has
+# an aligned_alloc of its own).
+$(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-slice: $(OUT)/percpu-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
 	$(CC) $(PERCPU_FLAGS) -O2 -g -no-pie $< $(PERCPU_SOURCES) -o $@ -pthread
 
 $(OUT)/percpu-norseq: $(PERCPU_TESTS)/norseq.c
 	$(CC) $(WARNINGS) $(HARDENING) -O2 -o $@ $<
 
-$(OUT)/percpu-modes: $(PERCPU_TESTS)/modes.sh $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES) norseq)
+$(OUT)/percpu-modes: $(PERCPU_TESTS)/modes.sh $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES) norseq slice)
 	@printf '%s\n' '#!/bin/sh' 'exec sh $(abspath $<) $(abspath $(OUT))' >$@
 	@chmod +x $@
 

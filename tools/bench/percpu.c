@@ -162,6 +162,68 @@ static void magazine_deep(long n)
     }
 }
 
+/* A free list that one thread alone takes from and gives to, as each block device and each disk has one; the one used last is taken. */
+static struct pv_percpu_node *own_list;
+
+static struct pv_percpu_node *own_take(void)
+{
+    struct pv_percpu_node *node = own_list;
+
+    if (!node)
+        return calloc(1, REQUEST_BYTES);
+    own_list = node->next;
+    return node;
+}
+
+static void own_give(void *object)
+{
+    struct pv_percpu_node *node = object;
+
+    node->next = own_list;
+    own_list = node;
+}
+
+static void own_free(long n)
+{
+    for (long i = 0; i < n; i++) {
+        void *p = own_take();
+
+        __asm__ volatile("" : "+r"(p) : : "memory");
+        own_give(p);
+    }
+}
+
+static void own_deep(long n)
+{
+    void *held[DEPTH];
+
+    for (long i = 0; i < n; i += DEPTH) {
+        for (int k = 0; k < DEPTH; k++)
+            held[k] = own_take();
+        BARRIER();
+        for (int k = 0; k < DEPTH; k++)
+            own_give(held[k]);
+    }
+}
+
+/* What a trace ring for each CPU replaces: one for all, whose writers meet at its head. The event is the same. */
+static struct {
+    uint64_t head __attribute__((aligned(64)));
+    uint64_t records[4096][4] __attribute__((aligned(64)));
+} shared_ring;
+
+static void shared_trace_event(long n)
+{
+    for (long i = 0; i < n; i++) {
+        uint64_t *record = shared_ring.records[__atomic_fetch_add(&shared_ring.head, 1, __ATOMIC_RELAXED) % 4096];
+
+        record[0] = pv_trace_ticks();
+        record[1] = 0;
+        record[2] = (uint64_t)local_counter << 32 | 1 << 8;
+        __atomic_store_n(&record[3], (uint64_t)i, __ATOMIC_RELEASE);
+    }
+}
+
 static void ring_record(long n)
 {
     uint64_t record[3] = {1, 2, 3}, out[8];
@@ -210,8 +272,14 @@ static const struct bench {
     {"magazine_2", magazine_free, 2, 1000000},
     {"malloc_deep_2", malloc_deep, 2, 1000000},
     {"magazine_deep_2", magazine_deep, 2, 1000000},
+    {"own", own_free, 1, 1000000},
+    {"magazine", magazine_free, 1, 1000000},
+    {"own_deep", own_deep, 1, 1000000},
+    {"magazine_deep", magazine_deep, 1, 1000000},
     {"ring", ring_record, 1, 500000},
     {"trace", trace_event, 1, 500000},
+    {"trace_2", trace_event, 2, 500000},
+    {"shared_trace_2", shared_trace_event, 2, 500000},
     {"trace_off", trace_off, 1, 4000000},
 };
 

@@ -31,8 +31,14 @@ WHAT = {
     "magazine_2": "request cache, alloc and free of 256 bytes, 2 threads",
     "malloc_deep_2": "malloc and free, 32 in use, 2 threads",
     "magazine_deep_2": "request cache, 32 in use, 2 threads",
+    "own": "free list of one thread, take and give",
+    "magazine": "request cache, alloc and free, one thread",
+    "own_deep": "free list of one thread, 32 in use",
+    "magazine_deep": "request cache, 32 in use, one thread",
     "ring": "record of 24 bytes through a per-CPU ring, both ends",
     "trace": "trace event",
+    "trace_2": "trace event, 2 threads",
+    "shared_trace_2": "the same into one ring for all, 2 threads",
     "trace_off": "trace point while tracing is off",
 }
 FAULTS = {
@@ -99,6 +105,7 @@ def ratios(samples: dict[str, tuple[float, ...]]) -> list[Figure]:
         best,
         ratio("`sched_getcpu` and atomic over per-CPU add", "getcpu", "percpu", 7, at_least=True),
         ratio("shared atomic over per-CPU add, 2 threads", "atomic_2", "percpu_2", 14, at_least=True),
+        ratio("one trace ring for all over one for each CPU, 2 threads", "shared_trace_2", "trace_2", 1, at_least=True),
         ratio("malloc over request cache, 2 threads", "malloc_2", "magazine_2", 3, at_least=True),
         ratio("malloc over request cache, 32 in use, 2 threads", "malloc_deep_2", "magazine_deep_2", 3, at_least=True),
     ]

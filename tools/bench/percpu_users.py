@@ -11,7 +11,7 @@ from measure import Figure
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 CSRC, TESTS = ROOT / "csrc", ROOT / "tests" / "c" / "vsock"
-COUNTED = 2000
+COUNTED, READS = 2000, 20_000
 WRAPPED = ("epoll_wait", "epoll_pwait2", "poll", "ioctl", "pv_vsock_run")
 NOT_LINKED = {"preload.c", "preload_trim.c", "disks.c", "blk/guest.c"}
 
@@ -27,6 +27,7 @@ CASES = {
     "same_cpu": "a thread on the asking CPU: its CPU time",
     "traced_cpu": "the same, traced: its CPU time",
 }
+REQUESTS = {"list": "its disk's own free list", "cache": "a per-CPU cache", "malloc": "malloc"}
 COUNTERS = {"shipped": "counters as shipped", "percpu": "per-CPU counters"}
 
 Samples = dict[tuple[str, str, str], list[float]]
@@ -41,7 +42,8 @@ def figures(folder: Path, rounds: int) -> list[Figure]:
             for line in subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines():
                 user, case, value = line.split()
                 samples.setdefault((counters, user, case), []).append(float(value) / 1000)
-    return [figure for user in USERS for figure in (*_times(samples, user), *_instructions(programs, user))]
+    found = [figure for user in USERS for figure in (*_times(samples, user), *_instructions(programs, user))]
+    return [*found, *request_caches(folder, rounds)]
 
 
 def build(folder: Path, counters: str) -> Path:
@@ -61,8 +63,8 @@ def build(folder: Path, counters: str) -> Path:
     device, libraries = place / "vsock.o", ("-pthread", "-luring", "-lcrypto", "-lzstd")
     wrapped = [f"-Wl,--wrap={name}" for name in (*WRAPPED, *(("pv_fault_count",) if per_cpu else ()))]
     subprocess.run(["gcc", *flags, *counting("COUNT_VSOCK"), "-r", *vsock, "-o", device], check=True)
-    program = [*flags, *counting("COUNT_BLOCK"), *rest, device, *wrapped, *libraries, "-o", place / "users"]
-    subprocess.run(["gcc", *program], check=True)
+    words = [*flags, *counting("COUNT_BLOCK"), *rest, device, *wrapped, *libraries, "-o", place / "users"]
+    subprocess.run(["gcc", *map(str, words)], check=True)
     return place / "users"
 
 
@@ -97,20 +99,46 @@ def _instructions(programs: dict[str, Path], user: str) -> list[Figure]:
     """Of one operation, both ends together, in user space."""
 
     def figure(counters: str, case: str) -> Figure:
-        each = (
-            _count(programs[counters], user, case, 2 * COUNTED) - _count(programs[counters], user, case, COUNTED)
-        ) / COUNTED
+        program = programs[counters]
+        one, two = (collected(program, user, case, str(n)) for n in (COUNTED, 2 * COUNTED))
+        each = (two - one) / COUNTED
         return Figure(f"{USERS[user]}, {CASES[case]}, {COUNTERS[counters]}: instructions", "", (each,))
 
     wanted = (("shipped", "same"), ("percpu", "same"), ("shipped", "traced"), ("shipped", "context"))
     return [figure(counters, case) for counters, case in wanted]
 
 
-def _count(program: Path, user: str, case: str, operations: int) -> int:
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--fair-sched=yes", program, "count"]
-    done = subprocess.run(
-        [*command, user, case, str(operations)], check=True, capture_output=True, text=True, timeout=300
-    )
+def collected(program: Path, *words: str) -> int:
+    """Instructions of a run that counts, in user space."""
+    tool = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--fair-sched=yes")
+    command = [*tool, str(program), "count", *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     found = re.search(r"Collected : (\d+)", done.stderr)
     assert found, done.stderr
     return int(found[1])
+
+
+def request_caches(folder: Path, rounds: int) -> list[Figure]:
+    """Where the requests of a linked clone come from."""
+    program = folder / "requests"
+    parts = ("percpu", "common", "iofilter", "iofilter/filters/*")
+    sources = [path for part in parts for path in CSRC.glob(f"{part}/*.c") if not _is_left_out(path)]
+    flags = ("-O2", "-g", "-D_GNU_SOURCE", "-std=gnu11", f"-I{CSRC}", f"-I{ROOT / 'tests/c/iofilter'}")
+    wrapped = ("-Wl,--wrap=pv_take_child,--wrap=pv_give_child", "-pthread", "-luring", "-lcrypto")
+    command = ["gcc", *flags, FOLDER / "percpu_requests.c", *sources, *wrapped, "-o", program]
+    subprocess.run(list(map(str, command)), check=True)
+    samples: dict[str, list[float]] = {}
+    done = subprocess.run([program, str(rounds), folder], check=True, capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        case, value = line.split()
+        samples.setdefault(case, []).append(float(value))
+    found = []
+    for case, what in REQUESTS.items():
+        counts = [collected(program, case, str(reads), str(folder)) for reads in (READS, 2 * READS)]
+        name = f"4 KiB read of a linked clone, its request from {what}"
+        found += [
+            Figure(name, "ns", tuple(samples[case])),
+            Figure(f"{name}: instructions", "", ((counts[1] - counts[0]) / READS,)),
+            Figure(f"{name}: memory that 32 clones keep", "KiB", (samples[f"{case}_bytes"][-1] / 1024,)),
+        ]
+    return found

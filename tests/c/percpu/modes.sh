@@ -9,5 +9,7 @@ for test in adds area ring magazine trace; do
     echo "-- $test, no rseq"
     ./percpu-norseq "$PWD/percpu-$test" $arguments
 done
+echo "-- slice, registered by this library"
+GLIBC_TUNABLES=glibc.pthread.rseq=0 ./percpu-slice
 echo "-- areas made for one CPU"
 ./percpu-adds $((1 << 24)) 1
