@@ -130,6 +130,7 @@ class Connection:
         self._writer_added = False
         self._room: asyncio.Future[None] | None = None
         self._streaming = False
+        self._refused = False  # a streaming call: what the host sent along with it is dropped
         self._ended = False
         self._closing = False  # the call has ended: as soon as all is sent, only the host's close is waited for
         self._lingering: asyncio.TimerHandle | None = None
@@ -329,9 +330,12 @@ class Connection:
 
     def _request(self, frame: Frame) -> None:
         if frame.type is not FrameType.REQUEST:
+            if self._refused:
+                return
             complain(f"closing a connection: {frame.type.name} frame without a call")
             self.abort()
             return
+        self._refused = False
         self.task = self._loop.create_task(self._answer(frame.payload))
 
     async def _answer(self, payload: bytes) -> None:
@@ -375,6 +379,7 @@ class Connection:
             self.respond(result)
             self._flush()
         elif (streaming := self._server.calls.streaming.get(name)) is not None:
+            self._refused = True  # until it is accepted
             await streaming(args, self)
         else:
             raise invalid(f"unknown call {name[:80]!r}; docs/wire-protocol.md lists them")
@@ -384,7 +389,7 @@ class Connection:
 
         :raises ClientGone: there is nobody any more to answer; the handler cleans up
         """
-        self._streaming = True
+        self._streaming, self._refused = True, False
         if self.lost:
             raise ClientGone
         self.respond(result)

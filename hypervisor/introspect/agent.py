@@ -77,6 +77,7 @@ class AgentStream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._unanswered: str | None = None  # the call that was asked for and neither accepted nor refused yet
         self.ending: Ending | None = None  # set once END has come
 
     async def send(self, kind: FrameType, payload: bytes = b"") -> None:
@@ -125,11 +126,31 @@ class AgentStream:
 
         :raises HvError: the agent refused; the class says why (see `error_from`)
         """
+        await self.ask(call, args)
+        return await self._answer(call)
+
+    async def ask(self, call: str, args: dict[str, Any]) -> None:
+        """Sends a streaming call's request without waiting for the answer, which `frames` does. What is sent until then
+        is dropped if the agent refuses."""
         try:
             data = wire.pack_json(FrameType.REQUEST, {"v": wire.VERSION, "call": call, "args": args})
         except wire.WireError as e:
             raise InvalidInput(f"{call}: the request is too long for the agent: {e}") from e
+        self._unanswered = call
         await self._write(data)
+
+    async def accepted(self) -> None:
+        """Waits until the call that was asked for has begun; raises as `request`."""
+        if (call := self._unanswered) is None:
+            return
+        try:
+            async with asyncio.timeout(BEGIN_TIMEOUT):
+                await self._answer(call)
+        except TimeoutError as e:
+            raise Timeout(f"the pod VM agent did not answer {call} within {BEGIN_TIMEOUT:g} s") from e
+
+    async def _answer(self, call: str) -> dict[str, Any]:
+        self._unanswered = None
         frame = await self.receive()
         if frame.type is not FrameType.RESPONSE:
             raise ProtocolError(f"pod VM agent: {call} was answered with a {frame.type.name} frame")
@@ -140,7 +161,9 @@ class AgentStream:
         return result if isinstance(result, dict) else {}
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """Every frame up to, not including, END; afterwards `ending` is set."""
+        """Every frame up to, not including, END; afterwards `ending` is set. Raises as `request` if the call was not
+        accepted yet and is refused."""
+        await self.accepted()
         while True:
             frame = await self.receive()
             if frame.type is FrameType.END:
@@ -229,12 +252,15 @@ class AgentClient:
     @asynccontextmanager
     async def stream(self, call: str, args: dict[str, Any]) -> AsyncIterator[AgentStream]:
         """A streaming call that the agent has accepted; refused ones raise as `AgentStream.request`."""
+        async with self.asked(call, args) as stream:
+            await stream.accepted()
+            yield stream
+
+    @asynccontextmanager
+    async def asked(self, call: str, args: dict[str, Any]) -> AsyncIterator[AgentStream]:
+        """A streaming call that the agent may still refuse (see `AgentStream.ask`)."""
         async with self.open() as stream:
-            try:
-                async with asyncio.timeout(BEGIN_TIMEOUT):
-                    await stream.request(call, args)
-            except TimeoutError as e:
-                raise Timeout(f"the pod VM agent did not answer {call} within {BEGIN_TIMEOUT:g} s") from e
+            await stream.ask(call, args)
             yield stream
 
     async def hello(self, *, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:

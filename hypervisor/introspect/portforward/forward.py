@@ -61,13 +61,14 @@ async def forward(agent: AgentClient, port: int, link: Link) -> None:
     """
     call, args = agent_request(port)
     try:
-        async with agent.stream(call, args) as stream:
+        async with agent.asked(call, args) as stream:
             await _carry(stream, link)
     except HvError as e:
         await link.fail(f"error forwarding port {port} to pod: {e}")
 
 
 async def _carry(stream: AgentStream, link: Link) -> None:
+    """What the client has sent by now travels with the request: the guest wakes up once for both."""
     up = asyncio.create_task(_up(stream, link), name="forward-up")
     try:
         async for frame in stream.frames():

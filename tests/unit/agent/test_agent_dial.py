@@ -117,3 +117,28 @@ async def test_a_client_that_goes_ends_the_connection(agent: AgentUnderTest) -> 
         client.writer.close()
         await gone.wait()
     await until(lambda: open_descriptors() <= before)
+
+
+async def test_what_is_sent_before_the_answer(agent: AgentUnderTest) -> None:
+    """It reaches the server; refused, it is dropped, and the connection can be used for the next call."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"got " + await reader.read())
+        writer.write_eof()
+
+    def request(port: int) -> bytes:
+        asked = wire.pack_json(FrameType.REQUEST, {"v": 1, "call": "dial", "args": {"port": port}})
+        return asked + wire.pack(FrameType.STDIN, b"early") + wire.pack(FrameType.STDIN)
+
+    async with listening(answer) as port, asyncio.timeout(20):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            refused = taken.getsockname()[1]
+        client = await agent.connect()
+        client.writer.write(request(refused))
+        told = wire.parse_json((await client.receive()).payload)
+        assert not told["ok"] and f"port {refused} in the pod" in told["error"]["message"]
+        await client.send(FrameType.STDIN, b"late")
+        assert (await client.ask("hello"))["ok"]
+        client.writer.write(request(port))
+        assert (await client.receive()).type is FrameType.RESPONSE
+        assert (await client.finish())[0] == b"got early"

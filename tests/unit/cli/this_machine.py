@@ -43,7 +43,7 @@ class ThisMachine:
     """As much of `AgentClient` as port-forward needs."""
 
     @asynccontextmanager
-    async def stream(self, call: str, args: dict[str, Any]) -> AsyncIterator[Dialled]:
+    async def asked(self, call: str, args: dict[str, Any]) -> AsyncIterator[Dialled]:
         assert call == "dial"
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", args["port"])
