@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hypervisor.cli import cluster_podnetwork
+from hypervisor.cli.cluster_down import end
 from hypervisor.cli.cluster_networks import Networks
 from hypervisor.cli.cluster_state import (
     MASTER,
@@ -171,6 +173,19 @@ def _is_free(address: str, port: int) -> bool:
         return True
 
 
+def listens(pid: int, address: str, port: int) -> bool:
+    """Whether it is this process that takes connections at an IPv4 address."""
+    number = int.from_bytes(socket.inet_aton(address), sys.byteorder)
+    wanted = f"{number:08X}:{port:04X}"
+    listening = "0A"
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    sockets = {f"socket:[{words[9]}]" for words in lines if (words[1], words[3]) == (wanted, listening)}
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}") in sockets for fd in os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH115, PTH208
+    except OSError:  # it ends, or a file of it was closed just now, or it is another user's
+        return True
+
+
 def _free_port() -> int:
     if _is_free("127.0.0.1", USUAL_PORT):
         return USUAL_PORT
@@ -260,7 +275,14 @@ class _Starter:
         ]
 
     def _place_again(self) -> None:
-        """While the master came up another program, such as another cluster, may have taken an address."""
+        """While the master came up another program, such as another cluster, may have taken an address; or while a host
+        was down, which then runs and can listen nowhere. Its pods run on while it moves.
+        """
+        for host in self._spec.hosts:
+            process = self._paths.process(host.name)
+            if process and not _is_free(host.address, host.port) and not listens(process.pid, host.address, host.port):
+                self._tell(f"{host.name} is moved: another program has taken {host.address}:{host.port}")
+                end(self._paths, host.name)
         running = {host.name for host in self._spec.hosts if self._paths.process(host.name) is not None}
         hosts = placed(self._spec.hosts, running)
         if hosts != self._spec.hosts:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hypervisor.cli import cluster, cluster_down, cluster_up, nodes
-from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec, hosts_of
+from hypervisor.cli.cluster_state import MASTER, ClusterPaths, ClusterSpec, HostSpec, hosts_of
 from hypervisor.cli.cluster_token import seconds_of
 from hypervisor.cli.cluster_up import Wanted, planned
 from hypervisor.errors import Conflict, InvalidInput, NotFound, Timeout
@@ -82,6 +82,23 @@ def test_an_address_that_is_taken_while_the_master_starts(paths: ClusterPaths, m
     assert found is not None
     assert [h.address for h in found.hosts] == ["127.0.0.2", "127.0.0.4"]
     assert f"--node-address {found.hosts[1].address}" in " ".join(starter._host_arguments(starter._spec.hosts[1]))
+
+
+def test_a_host_that_runs_and_whose_address_is_anothers_is_moved(
+    paths: ClusterPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    own, other = ProcessId.of(os.getpid()), ProcessId.of(os.getppid())
+    with socket.create_server(("127.0.0.1", 0)) as mine, socket.create_server(("127.0.0.1", 0)) as taken:
+        hosts = tuple(HostSpec(f"host-{n}", *s.getsockname()) for n, s in enumerate((mine, taken), 1))
+        at = {"host-1": own, "host-2": other}
+        monkeypatch.setattr(ClusterPaths, "process", lambda _self, name: at.get(name))
+        monkeypatch.setattr(cluster_up, "end", lambda _paths, name: ended.append(name) or at.pop(name))
+        starter = cluster_up._Starter(paths, ClusterSpec(7000, "sqlite", hosts), lambda _: None, 0.0)
+        starter._place_again()
+        assert ended == ["host-2"]
+        assert starter._spec.hosts[0] == hosts[0]
+        assert starter._spec.hosts[1].address != "127.0.0.1"
 
 
 def test_the_time_out_of_a_lost_host_is_kept(paths: ClusterPaths) -> None:
