@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "port-forward": ("port_forward", "port_forward", "Make ports of a pod reachable on this machine, until Ctrl-C."),
     "stop": ("stop", "stop", "Stop pods; their logs stay until hv rm."),
     "rm": ("stop", "rm", "Remove pods and everything that belongs to them."),
+    "suspend": ("snapshot", "suspend", "Put running pods into files; hv resume brings them back."),
+    "resume": ("snapshot", "resume", "Have suspended pods go on where they were."),
     "console": ("console", "console", "Print the console of a pod's VM: kernel and agent messages."),
     "debug": ("debug", "debug", "Open a shell, or run a command, in a pod's guest itself."),
     "inspect": ("inspect", "inspect", "Show a pod's VM as the hypervisor sees it."),

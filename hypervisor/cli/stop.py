@@ -30,7 +30,7 @@ def stop(settings: Settings, pods: Sequence[str], seconds: int | None) -> int:
     def one(connection: Connection, namespace: str, name: str) -> None:
         connection.post("hv", "v1", "pods", namespace, name, "stop", query=query).read()
 
-    return _each(settings, pods, one)
+    return each(settings, pods, one)
 
 
 @click.command("rm")
@@ -49,7 +49,7 @@ def rm(settings: Settings, pods: Sequence[str], force: bool) -> int:
         query = [("gracePeriodSeconds", "0"), ("wait", "1")]
         connection.call("DELETE", target(("hv", "v1", "pods", namespace, name), query)).read()
 
-    return _each(settings, pods, one)
+    return each(settings, pods, one)
 
 
 def _refuse_running(pod: dict[str, object]) -> None:
@@ -60,7 +60,7 @@ def _refuse_running(pod: dict[str, object]) -> None:
         raise InvalidInput(f"pod {name} is {str(phase).lower()}; run: hv stop {name}, or add --force")
 
 
-def _each(settings: Settings, pods: Sequence[str], do: Callable[[Connection, str, str], None]) -> int:
+def each(settings: Settings, pods: Sequence[str], do: Callable[[Connection, str, str], None]) -> int:
     """Does it to each pod, goes on after a failure, prints each pod that is done; 1 if any failed."""
     failed = 0
     for pod in pods:

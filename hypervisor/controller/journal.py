@@ -89,6 +89,11 @@ class Journal:
         self.update(intent=intent)
         await asyncio.to_thread(self._sync)
 
+    async def settle(self, **changes: Any) -> None:
+        """Replaces fields; on return they are on stable storage."""
+        self.update(**changes)
+        await asyncio.to_thread(self._sync)
+
     def _set(self, record: PodRecord) -> None:
         if record == self._record:
             return

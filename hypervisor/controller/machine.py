@@ -74,6 +74,15 @@ class Machine(Protocol):
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """A QMP command; raises `HvError`."""
 
+    async def save(self, folder: Path, name: str) -> Mapping[str, Any]:
+        """Makes the snapshot `folder` of it; afterwards it stands still, to be ended or woken. What it took.
+
+        :raises HvError: it could not be made; there is none, and the guest goes on
+        """
+
+    async def wake(self) -> bool:
+        """Lets a guest go on that stands still, by whomever it was left so; whether it did. Raises `HvError`."""
+
     async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
         """Ends it, gracefully through `shutdown` where given; returns when its processes have gone. Never raises."""
 
@@ -89,6 +98,12 @@ class Machines(Protocol):
 
     async def start(self, request: VmRequest) -> Machine:
         """:raises HvError: it could not be started; nothing of it is left"""
+
+    async def resume(self, request: VmRequest, folder: Path) -> Machine:
+        """The VM of the snapshot `folder`, as it was; it stands still until it is woken.
+
+        :raises HvError: it does not fit this host, is damaged, or could not be started; nothing of it is left
+        """
 
     async def adopt(self, directory: Path) -> Machine | None:
         """The VM that an earlier daemon started there; None when it does not run. Believes nothing unchecked."""

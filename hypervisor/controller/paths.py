@@ -44,6 +44,11 @@ class PodPaths:
         return self.directory / "console.log"
 
     @property
+    def suspended(self) -> Path:
+        """A suspended pod's VM, as a snapshot."""
+        return self.directory / "suspended"
+
+    @property
     def vm(self) -> Path:
         """The VM's own state folder; the VM manager makes and removes it."""
         return self.directory / "vm"

@@ -204,6 +204,8 @@ def _detail(pod: PodVm) -> str:
     if record.terminal:
         because = f": {record.message}" if record.message else ""
         return f"has {record.phase.lower()}{because}"
+    if record.suspend:
+        return f"is {record.suspend}; run: hv resume {pod.pod.name}"
     if record.message:
         return f"has no running VM: {record.message}"
     return "is still starting"

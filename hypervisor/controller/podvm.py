@@ -49,6 +49,7 @@ from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running
 from hypervisor.controller.runtime_spec import container_arguments
 from hypervisor.controller.services import PodNetwork, Services
 from hypervisor.controller.sizing import vm_size
+from hypervisor.controller.snapshots import Suspension
 from hypervisor.controller.spec import ContainerSpec, PodSpec
 from hypervisor.controller.store import StoredPod
 from hypervisor.controller.vm_session import Arguments, VmSession, rounded
@@ -78,6 +79,7 @@ class PodVm:
         self._images: dict[str, Image] = {}
         self._services = services
         self._journal = Journal(paths, store.load_record(paths) or new_record(pod), pod.restart_policy)
+        self.suspension = Suspension(paths, self._journal, services.machines, f"{pod.namespace}/{pod.name}")
         self._volumes = ObjectVolumes(services.objects, pod, stored.uid)
         self._intent = asyncio.Event()
         self._leases = ExitStack()
@@ -156,7 +158,7 @@ class PodVm:
                 if self._wanted != "run" and self.machine is None:
                     break
                 try:
-                    await self._one_vm()
+                    await (self._in_files() if self.suspension.in_files else self._one_vm())
                 except HvError as e:
                     await self._lost(e)
         finally:
@@ -169,7 +171,8 @@ class PodVm:
         """Finds the VM that an earlier daemon started."""
         record = self._journal.record
         self._address(self._network.addresses(self.stored.uid) if self._network else ())
-        machine = await self._adopt()
+        machine = await self.suspension.recover(await self._adopt())
+        record = self._journal.record
         if machine is not None and (record.vm_up or record.terminal):
             self._services.ledger.hold(self.stored.uid, self.size)
             self._services.ledger.measure(self.stored.uid, machine.memory_used)
@@ -222,8 +225,38 @@ class PodVm:
             self._wait_killed(),
             self._volumes.keep(session.agent),
             self._evict(session.agent),
+            self.suspension.wait_requested("suspending"),
         )
-        self._end_ran()
+        if self.suspension.state == "suspending" and self._wanted == "run":
+            await self._suspend(session.machine)
+        else:
+            self._end_ran()
+
+    async def _suspend(self, machine: Machine) -> None:
+        if await self.suspension.suspend(machine):
+            self.machine = None
+            self._services.ledger.release(self.stored.uid)
+            await self.suspension.settle()
+
+    async def _in_files(self) -> None:
+        """Waits until the pod is to go on, and has its VM back then."""
+        await self._interruptible(self.suspension.wait_requested("resuming"))
+        if self._wanted != "run":
+            self._journal.update(reason="", message="")
+            return
+        try:
+            images = await self._interruptible(self._pull(running=True))
+            self._services.ledger.promise(self.stored.uid, self.size)
+        except HvError as e:
+            await self.suspension.refuse_resume(e)
+            return
+        self.machine = None if images is None else await self.suspension.resume(self._request(images))
+        if self.machine is None:
+            self._services.ledger.release(self.stored.uid)
+            return
+        self._services.ledger.measure(self.stored.uid, self.machine.memory_used)
+        await self._connect(self.machine)
+        await self.suspension.go_on(self.machine, self._services.connect(self.machine.address))
 
     @property
     def _network(self) -> PodNetwork | None:
@@ -433,6 +466,7 @@ class PodVm:
         if self.machine is not None and not self._discard:
             await first(self._archive(self.machine), self._wait_discard())
         await self._drop_vm()
+        await self.suspension.discard()
         self._leases.close()
         if self._network is not None:
             await self._network.release(self.stored.uid)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 NS = 1_000_000_000
 Phase = Literal["Pending", "Running", "Succeeded", "Failed"]
 TERMINAL: tuple[Phase, ...] = ("Succeeded", "Failed")
+Suspend = Literal["", "suspending", "suspended", "resuming"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class PodRecord:
     :ivar ready_at: when the containers last became ready, or ceased to be; seconds since the epoch
     :ivar closed: logs are archived and the VM is gone: nothing is left to do but delete
     :ivar timing: seconds of each phase of the newest start
+    :ivar suspend: whether its VM is in files (`hypervisor.controller.snapshots`)
     """
 
     phase: Phase = "Pending"
@@ -124,6 +126,7 @@ class PodRecord:
     ready_at: float = 0.0
     closed: bool = False
     timing: Mapping[str, float] = field(default_factory=dict)
+    suspend: Suspend = ""
 
     @property
     def terminal(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from hypervisor.controller.zygotes import KeptZygote
-from hypervisor.errors import HvError
+from hypervisor.errors import Conflict, HvError
 from hypervisor.vmm.capabilities import HostCapabilities
 from hypervisor.vmm.config import MIB, VmConfig
 from hypervisor.vmm.identity import IdentityPool
@@ -24,7 +24,7 @@ from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.templates.build import build_template, template_key
 from hypervisor.vmm.templates.frames import HostFrames
 from hypervisor.vmm.templates.store import TemplateStore
-from hypervisor.vmm.templates.template import Template
+from hypervisor.vmm.templates.template import Template, TemplateKey
 from hypervisor.vmm.vm import RunningVm
 
 REFINED_BY = 4
@@ -96,6 +96,20 @@ class Templates:
         finally:
             self.identities.release(identity)
 
+    async def key(self, config: VmConfig) -> TemplateKey:
+        """What a template must be of that VMs like `config` are cloned from.
+
+        :raises Conflict: such VMs start cold
+        """
+        identity = await asyncio.to_thread(self.identities.take)
+        try:
+            plan = plan_template(config, self.capabilities, self.directory / "vm", identity)
+        finally:
+            self.identities.release(identity)
+        if plan is None:
+            raise Conflict(f"VMs like {config.name} start cold on this host: {self.capabilities.lazy_ram_unusable}")
+        return template_key(plan, self.capabilities.qemu_version, config.guest.digest)
+
     async def _with_working_set(self, template: Template) -> ClonePlan:
         plan = self.frames.clone_plan(template)
         if await asyncio.to_thread(template.working_set):
@@ -110,6 +124,8 @@ class Templates:
         added. Never raises: another one may do.
         """
         clone = vm.plan.clone
+        if clone is not None and clone.snapshot is not None:
+            return  # what it touches is its own
         if clone is not None and clone.working_set:
             await self._refine(vm, clone)
         if clone is None or not clone.recording:

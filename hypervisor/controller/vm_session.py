@@ -75,6 +75,11 @@ class VmSession:
         address = next(iter(pod.network.addresses), LOOPBACK)
         self._vm = Vm(self.agent, AgentFeed(self.agent, patience_s=services.times.agent_s), address)
 
+    @property
+    def machine(self) -> Machine:
+        """The VM."""
+        return self._machine
+
     async def boot(self) -> None:
         """Waits for the agent and sets the guest up.
 

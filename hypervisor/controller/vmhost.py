@@ -26,12 +26,15 @@ from hypervisor.vmm import launch
 from hypervisor.vmm.capabilities import HostCapabilities, probe
 from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig, default_block
 from hypervisor.vmm.guest import GuestImage
-from hypervisor.vmm.identity import IdentityPool
+from hypervisor.vmm.identity import IdentityPool, VmIdentity
 from hypervisor.vmm.plan import IMAGE_SLOTS, ClonePlan, LaunchPlan, plan_launch
 from hypervisor.vmm.qmp import QmpEvent
 from hypervisor.vmm.slots import insert_images
+from hypervisor.vmm.snapshots.snapshot import Snapshot, disks_here, refuse_misfit
+from hypervisor.vmm.snapshots.take import take, wake
 from hypervisor.vmm.succession import Succession
 from hypervisor.vmm.sweep import sweep
+from hypervisor.vmm.templates.template import Template
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vsock.address import VsockAddress
 
@@ -101,6 +104,33 @@ class VmHost:
             self.templates.recorded(clone)
             self.identities.release(identity)
             raise
+
+    async def resume(self, request: VmRequest, folder: Path) -> Machine:
+        """The VM of the snapshot `folder`, as it was; it stands still until it is woken.
+
+        :raises SnapshotDamaged, Conflict: it cannot be used here; nothing was started
+        """
+        guest = await asyncio.to_thread(GuestImage.load, self.guest.directory)
+        config = size_class(self._config(request, guest))
+        snapshot = await asyncio.to_thread(Snapshot.read, folder)
+        refuse_misfit(await self.templates.key(config), snapshot)
+        await asyncio.to_thread(snapshot.check)
+        identity = await asyncio.to_thread(self.identities.take)
+        try:
+            plan = await asyncio.to_thread(self._plan_resumed, config, request.directory, identity, snapshot)
+            return HostedVm(await launch.start(plan, self.zygote, succession=self._succession), self)
+        except BaseException:
+            self.identities.release(identity)
+            raise
+
+    def _plan_resumed(
+        self, config: VmConfig, directory: Path, identity: VmIdentity, snapshot: Snapshot
+    ) -> LaunchPlan:
+        template = Template.linked(Snapshot.template_of(snapshot.path))
+        clone = self.templates.frames.snapshot_plan(template, snapshot)
+        disks = disks_here(snapshot, config.guest.root, directory)
+        plan = plan_launch(config, self.capabilities, directory, identity, clone=clone, disks=disks)
+        return dataclasses.replace(plan, data_disk=None)
 
     async def start_warm(self, config: VmConfig, directory: Path) -> RunningVm:
         """A clone that belongs to nobody yet.
@@ -269,6 +299,15 @@ class HostedVm:
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """A QMP command."""
         return await self.vm.execute(command, arguments)
+
+    async def save(self, folder: Path, name: str) -> Mapping[str, Any]:
+        """Makes the snapshot `folder` of it; afterwards it stands still."""
+        taken = await take(self.vm, folder, name=name)
+        return {"paused_s": taken.paused_s, "pages": taken.pages, "looked_at": taken.looked_at}
+
+    async def wake(self) -> bool:
+        """Lets a guest go on that stands still."""
+        return await wake(self.vm)
 
     async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
         """Ends it, gracefully where `shutdown` is given."""

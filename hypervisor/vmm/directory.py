@@ -8,6 +8,7 @@ processes as descriptors. Only ``vmx/`` in it belongs to the VM's user; nothing 
     console.log      the guest's console, bounded             vmx/vsock.sock host side of the guest's vsock
     qemu.log         QEMU's stderr, bounded                   vmx/vmx.sock   vmx's control socket
     template/        a clone's: links to its template's RAM and manifest, for as long as the VM needs them
+    snapshot/        links to the snapshot that it went on from, likewise
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ class VmDirectory:
     def template(self) -> Path:
         """What a clone's RAM is filled from, whatever becomes of the template's own folder meanwhile."""
         return self.path / "template"
+
+    @property
+    def snapshot(self) -> Path:
+        """What else its RAM is filled from, where it goes on from a snapshot."""
+        return self.path / "snapshot"
 
     @property
     def vsock_socket(self) -> Path:

@@ -12,7 +12,7 @@ later one fails or is cancelled::
     qemu        spawned through hv-confine -> processes.json; it waits for vmx where it needs it
     vmx         serves                     -> processes.json
     qmp         QEMU answers
-    restore     a clone: device state loaded, guest goes on, vsock device plugged in
+    restore     a clone: device state loaded, guest goes on (from a snapshot: not yet), vsock device plugged in
     ready       the caller's condition: the agent answers
 
 Every socket exists before the process that uses it, so nothing is polled for. A hostd that is killed anywhere in
@@ -45,9 +45,10 @@ from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_disk, vmx
 from hypervisor.vmm.directory import Processes, VmDirectory, boot_id, disk_error, write_atomically
 from hypervisor.vmm.disk import create_data_disk, format_data_disk
 from hypervisor.vmm.identity import open_kernel_vsock
-from hypervisor.vmm.plan import LaunchPlan
+from hypervisor.vmm.plan import ClonePlan, LaunchPlan
 from hypervisor.vmm.qmp import Qmp
-from hypervisor.vmm.succession import Succession, appoint
+from hypervisor.vmm.snapshots.snapshot import Snapshot
+from hypervisor.vmm.succession import Succession, appoint, open_layers
 from hypervisor.vmm.sweep import belongs
 from hypervisor.vmm.tap import open_tap
 from hypervisor.vmm.templates.template import Template
@@ -134,7 +135,7 @@ async def _start(
             vm = await _start_processes(plan, zygote, phases, undo, succession, attempt)
             if plan.clone is not None:
                 with phases("restore"):
-                    await _restore_or_say_why(vm, Template.state_of(plan.clone.template))
+                    await _restore_or_say_why(vm, plan.clone)
         except HvError as e:
             attempt.failed(e)
             raise
@@ -234,6 +235,7 @@ class _LazyEnds:
     device: int
     template: int | None
     working_set: int | None
+    layers: tuple[int, ...]
 
 
 async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
@@ -244,6 +246,8 @@ async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
             plan.files.write_processes(Processes(boot_id()))
             if plan.clone is not None:
                 Template.link(plan.clone.template, plan.files.template)
+                if plan.clone.snapshot is not None:
+                    Snapshot.read(plan.clone.snapshot).link(plan.files.snapshot, disk=plan.files.disk)
         except OSError as e:
             plan.files.remove()
             raise disk_error(e, f"cannot link the template into {plan.files.path}") from e
@@ -313,7 +317,7 @@ def _vmx_fds(plan: LaunchPlan, ends: _Ends, disks: _Disks, succession: Successio
     if lazy is not None and lazy.template is not None and succession is not None:
         ram = RamFds(
             qemu=lazy.library_out, database=succession.frames.reader_fd, template=lazy.template, device=lazy.device,
-            working_set=lazy.working_set,
+            working_set=lazy.working_set, layers=lazy.layers,
         )  # fmt: skip
     return VmxFds(frontend=ends.vsock_out, streams=streams, ram=ram, blocks=disks.vmx)
 
@@ -329,13 +333,13 @@ async def _borrow_ram(library: int) -> int:
         return fds[0]
 
 
-async def _restore_or_say_why(vm: RunningVm, state: Path) -> None:
+async def _restore_or_say_why(vm: RunningVm, clone: ClonePlan) -> None:
     """`_restore`; a VM that ends meanwhile is told as such, and not as the command that got no answer.
 
     :raises VmDied: QEMU or vmx ended; and what `_restore` raises
     """
     try:
-        await _restore(vm, state)
+        await _restore(vm, clone)
     except Unavailable as e:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DYING_S):
@@ -343,12 +347,16 @@ async def _restore_or_say_why(vm: RunningVm, state: Path) -> None:
         raise
 
 
-async def _restore(vm: RunningVm, state: Path) -> None:
-    """Loads a template's device state into a QEMU that waits for it, lets the guest go on, and gives it a vsock device.
+async def _restore(vm: RunningVm, clone: ClonePlan) -> None:
+    """Loads a template's device state into a QEMU that waits for it, gives the guest a vsock device and lets it go on.
+
+    A guest that goes on from a snapshot is left standing still: it may run only once its snapshot counts no more.
 
     :raises Conflict: QEMU refuses the state; :raises VmFailed: it broke while loading
     """
     await vm.execute("migrate-set-capabilities", MIGRATION)
+    held = clone.snapshot is not None
+    state = Snapshot.state_of(vm.plan.files.snapshot) if held else Template.state_of(clone.template)
     fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
     try:
         await vm.give_fd("state", fd)
@@ -358,7 +366,8 @@ async def _restore(vm: RunningVm, state: Path) -> None:
     await until_migrated(vm, QMP_TIMEOUT_S)
     if vm.plan.vmx.guest_cid is not None:
         await vm.plug_vsock()  # before: it is the first thing that the guest looks for (hypervisor/agent/template.py)
-    await vm.execute("cont")
+    if not held:
+        await vm.execute("cont")
 
 
 async def until_migrated(vm: RunningVm, timeout_s: float) -> None:
@@ -408,15 +417,18 @@ def _open_lazy(plan: LaunchPlan, keep: Callable[[int], int]) -> _LazyEnds | None
         return None
     library, library_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     template = working_set = None
+    layers = open_layers(plan, keep)
     if plan.clone is not None:
         template = keep(os.open(Template.ram_of(plan.files.template), os.O_RDONLY | os.O_CLOEXEC))
         if plan.clone.working_set:
             with contextlib.suppress(OSError):  # without it the clone is slower, and otherwise the same
-                path = Template.working_set_of(plan.clone.template)
+                own = Snapshot.working_set_of(plan.files.snapshot)
+                path = own if plan.clone.snapshot else Template.working_set_of(plan.clone.template)
                 working_set = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     return _LazyEnds(
         library=keep(library.detach()), library_out=keep(library_out.detach()),
         device=keep(os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC)), template=template, working_set=working_set,
+        layers=layers,
     )  # fmt: skip
 
 

@@ -69,6 +69,8 @@ class ClonePlan:
     :param mappings: pages of guest RAM as (first page, pages, VAD, first page of the VAD)
     :param working_set: whether the template's is there to be prefetched
     :param recording: this clone records it: its faults are served page by page
+    :param snapshot: folder of the snapshot over the template that the guest goes on from (`hypervisor.vmm.snapshots`);
+        it stands still when it has been started
     """
 
     template: Path
@@ -77,6 +79,7 @@ class ClonePlan:
     mappings: tuple[tuple[int, int, int, int], ...]
     working_set: bool = False
     recording: bool = False
+    snapshot: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,19 +129,21 @@ class LaunchPlan:
 
 def plan_launch(
     config: VmConfig, capabilities: HostCapabilities, directory: Path, identity: VmIdentity, *,
-    clone: ClonePlan | None = None,
+    clone: ClonePlan | None = None, disks: tuple[Disk, ...] | None = None,
 ) -> LaunchPlan:  # fmt: skip
     """Decide everything about a start; a pure function but for looking at which of QEMU's own files exist.
 
     :param directory: the VM's state folder to be; absolute, must not exist when it is started
     :param identity: of `IdentityPool.take`
     :param clone: start from this template, which must be `template_plan`'s of the same config
+    :param disks: of a guest that goes on from a snapshot: those that it has
     :raises InvalidInput: the path is too long for sockets
     :raises HostUnfit: KVM is wished for and does not work
     """
-    disks = _disks(config, directory)
-    if clone is not None:
-        disks += _empty_slots(len(config.image_disks))
+    if disks is None:
+        disks = _disks(config, directory)
+        if clone is not None:
+            disks += _empty_slots(len(config.image_disks))
     return _plan(config, capabilities, directory, identity, "boot" if clone is None else "clone", disks, clone)
 
 

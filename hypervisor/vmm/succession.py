@@ -35,7 +35,7 @@ import re
 import socket
 import stat
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ from hypervisor.vmm.capabilities import USERFAULTFD
 from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_disk, vmx_config
 from hypervisor.vmm.directory import Processes, boot_id
 from hypervisor.vmm.plan import ClonePlan, LaunchPlan
+from hypervisor.vmm.snapshots.snapshot import Snapshot
 from hypervisor.vmm.templates.frames import HostFrames
 from hypervisor.vmm.templates.template import Template
 from hypervisor.vmm.watch import ProcessWatch
@@ -161,7 +162,9 @@ def _clone_now(plan: LaunchPlan, frames: HostFrames) -> ClonePlan:
     template = Template.linked(plan.files.template)
     if template.manifest.ram_sha256 != plan.clone.ram_sha256:
         raise NotFound(f"{template.path} is not the template that the VM was cloned from")
-    return frames.clone_plan(template)
+    if plan.clone.snapshot is None:
+        return frames.clone_plan(template)
+    return frames.snapshot_plan(template, Snapshot.read(plan.files.snapshot))
 
 
 def _inherit_ram(
@@ -176,8 +179,17 @@ def _inherit_ram(
         qemu=_keep(borrow(qemu, _userfaultfd_of(qemu.pid)), stack), database=succession.frames.reader_fd,
         template=_keep(os.open(Template.ram_of(path), os.O_RDONLY | os.O_CLOEXEC), stack),
         device=_keep(os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC), stack),
+        layers=open_layers(plan, lambda fd: _keep(fd, stack)),
     )  # fmt: skip
     return dataclasses.replace(config, ram=ram), fds
+
+
+def open_layers(plan: LaunchPlan, keep: Callable[[int], int]) -> tuple[int, ...]:
+    """Of a VM that went on from a snapshot, its layers; `keep` sees to it that each is closed."""
+    if plan.clone is None or plan.clone.snapshot is None:
+        return ()
+    paths = Snapshot.read(plan.files.snapshot).layers
+    return tuple(keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for path in paths)
 
 
 def _blocks(plan: LaunchPlan, stack: ExitStack) -> tuple[tuple[int, int | None], ...]:
@@ -241,14 +253,23 @@ def borrow(process: ProcessId, number: int) -> int:
 
 def _userfaultfd_of(pid: int) -> int:
     """:raises NotFound: it has none"""
+    return _descriptor_of(pid, "anon_inode:[userfaultfd]", "userfaultfd")
+
+
+def ram_descriptor(pid: int) -> int:
+    """The number of the descriptor of a QEMU that is the memfd of its guest's RAM. Raises `NotFound`."""
+    return _descriptor_of(pid, "/memfd:memory-backend-memfd (deleted)", "guest RAM")
+
+
+def _descriptor_of(pid: int, target: str, what: str) -> int:
     try:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if str(entry.readlink()) == "anon_inode:[userfaultfd]":
+                if str(entry.readlink()) == target:
                     return int(entry.name)
     except OSError as e:
         raise NotFound(f"cannot look at process {pid}: {e.strerror}") from e
-    raise NotFound(f"process {pid} has no userfaultfd")
+    raise NotFound(f"process {pid} has no {what}")
 
 
 def ram_mapping(pid: int, ram_bytes: int) -> tuple[int, int, int]:
@@ -280,7 +301,7 @@ async def reconnect(vm: Controls, heir: Heir) -> None:
     """
     await _change_console(vm, heir.console)
     if heir.vsock is not None:
-        await _unplug(vm)
+        await unplug(vm)
         chardev = await _add_chardev(vm, heir.vsock)
         await vm.execute("device_add", VSOCK_DEVICE | {"chardev": chardev})
 
@@ -298,12 +319,15 @@ def _backend(name: str) -> dict[str, object]:
     return {"type": "socket", "data": {"addr": address, "server": False}}
 
 
-async def _unplug(vm: Controls) -> None:
-    """Has the guest let go of its vsock device, and waits until it is gone."""
+async def unplug(vm: Controls) -> None:
+    """Has the guest let go of its vsock device, and waits until it is gone.
+
+    :raises VmFailed: it does not let go
+    """
     try:
         async with asyncio.timeout(_UNPLUG_S):
             asked = -_ASK_AGAIN_S
-            while _VSOCK_ID in await _devices(vm):
+            while _VSOCK_ID in await devices(vm):
                 now = asyncio.get_running_loop().time()
                 if now - asked >= _ASK_AGAIN_S:
                     asked = now
@@ -314,7 +338,8 @@ async def _unplug(vm: Controls) -> None:
         raise VmFailed(f"the guest did not let go of its vsock device within {_UNPLUG_S:g} s") from e
 
 
-async def _devices(vm: Controls) -> set[str]:
+async def devices(vm: Controls) -> set[str]:
+    """Ids of the devices that are plugged in."""
     return {str(entry["name"]) for entry in await vm.execute("qom-list", {"path": "/machine/peripheral"})}
 
 

@@ -155,6 +155,7 @@ class RamFds:
     :param database: the host's page-frame database, which this process only reads
     :param template: the file that the VADs read from
     :param device: /dev/userfaultfd, open
+    :param layers: files that VADs of sources 1, 2, ... read from
     :param working_set: what to prefetch (`hypervisor.vmx.working_set`); None: nothing
     """
 
@@ -163,10 +164,11 @@ class RamFds:
     template: int
     device: int
     working_set: int | None = None
+    layers: tuple[int, ...] = ()
 
     def flat(self) -> list[int]:
         """In the order in which they travel."""
-        fds = (self.qemu, self.database, self.template, self.device, self.working_set)
+        fds = (self.qemu, self.database, self.template, self.device, *self.layers, self.working_set)
         return [fd for fd in fds if fd is not None]
 
 

@@ -62,8 +62,10 @@ class LazyRam:
             self._database, self._space, ram_bytes=config.ram_bytes, around_pages=config.around_pages
         )
         self._server.add_source(config.source, fds.template)
+        for number, layer in enumerate(fds.layers, 1):
+            self._server.add_source(number, layer)
         self._server.open_own(fds.device)
-        for fd in (fds.database, fds.template, fds.device, fds.working_set):
+        for fd in (fds.database, fds.template, fds.device, *fds.layers, fds.working_set):
             if fd is not None:
                 os.close(fd)
 

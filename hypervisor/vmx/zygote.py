@@ -111,6 +111,7 @@ class Zygote:
                 "frontend": fds.frontend is not None,
                 "streams": len(fds.streams),
                 "ram": fds.ram is not None,
+                "layers": 0 if fds.ram is None else len(fds.ram.layers),
                 "working_set": fds.ram is not None and fds.ram.working_set is not None,
                 "blocks": [disk is not None for _, disk in fds.blocks],
                 "bases": len(fds.bases),
@@ -192,6 +193,7 @@ def _parse_request(data: bytes, descriptors: list[int]) -> tuple[VmxConfig, VmxF
     if value["ram"]:
         ram = RamFds(
             qemu=next(rest), database=next(rest), template=next(rest), device=next(rest),
+            layers=tuple(next(rest) for _ in range(value["layers"])),
             working_set=next(rest) if value["working_set"] else None,
         )  # fmt: skip
     blocks = tuple((next(rest), next(rest) if has_disk else None) for has_disk in value["blocks"])

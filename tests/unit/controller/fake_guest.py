@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
 import tarfile
 import time
@@ -55,6 +56,8 @@ class FakeGuest:
         self._server: asyncio.Server | None = None
         self.silent = script.mute
         self.disk: asyncio.Queue[bool] = asyncio.Queue()
+        self.held = False  # stands still
+        self.refuse_save: HvError | None = None
 
     async def listen(self) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -89,6 +92,19 @@ class FakeGuest:
     async def stats(self) -> Mapping[str, Any]:
         return {"cpu_ns": 1}
 
+    async def save(self, folder: Path, name: str) -> Mapping[str, Any]:
+        if self.refuse_save is not None:
+            raise self.refuse_save
+        folder.mkdir()  # noqa: ASYNC240 - a fake
+        (folder / "containers").write_text(json.dumps(self.containers))
+        (folder / "manifest.json").write_text("{}")
+        self.held = True
+        return {"pages": 1}
+
+    async def wake(self) -> bool:
+        held, self.held = self.held, False
+        return held
+
     async def stop(self, shutdown: Callable[[], Awaitable[None]] | None) -> None:
         await self.die("stopped")
 
@@ -111,6 +127,10 @@ class FakeGuest:
         for writer in self._connections:
             writer.close()
         self._listeners.clear()
+
+    @property
+    def ended(self) -> bool:
+        return self._death.done()
 
     # ---- its agent ---------------------------------------------------------------------------------------------------
 
@@ -262,6 +282,13 @@ class FakeMachines:
             self.starting -= 1
         self.started.append(guest)
         self.running[request.directory] = guest
+        return guest
+
+    async def resume(self, request: VmRequest, folder: Path) -> FakeGuest:
+        """As it was saved; it stands still."""
+        guest = await self.start(request)
+        guest.containers = json.loads((folder / "containers").read_text())
+        guest.held = True
         return guest
 
     async def adopt(self, directory: Path) -> FakeGuest | None:
