@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { STORM = 64, PROBE = 16, HOLD = 1024 };
+enum { STORM = 64, PROBE = 16, WINDOW = 256, WINDOWS = 32 };
 
 #define QUIET_NS 5000000u
 #define LONGEST_NS 100000u /* a guest that computes in between says nothing about wake-ups */
@@ -55,14 +55,34 @@ static int best(const struct place *place)
     return found;
 }
 
+static void hold(struct place *place, int at)
+{
+    place->state = HELD;
+    place->left = WINDOW;
+    place->windows = WINDOWS;
+    place->expected = place->spent[at] * (WINDOW / PROBE);
+    place->spent[at] = 0;
+    move(place, at);
+}
+
+/* Whether the last window was as it should be, and there are more to come. */
+static int still_good(struct place *place)
+{
+    uint64_t spent = place->spent[place->at];
+
+    place->spent[place->at] = 0;
+    place->left = WINDOW;
+    return --place->windows && spent <= 2 * place->expected;
+}
+
 static void step(struct place *place)
 {
     if (place->state == PROBING && place->at == place->count) {
-        place->state = HELD;
-        place->left = HOLD;
-        move(place, best(place));
+        hold(place, best(place));
         return;
     }
+    if (place->state == HELD && still_good(place))
+        return;
     if (place->state == PROBING) {
         move(place, place->at + 1);
     } else {

@@ -6,8 +6,8 @@
  * VM. The kernel puts a thread that wakes on an idle CPU, so on a host with idle ones nearly always on the wrong one. The process that
  * serves is confined and cannot look up where the toucher is; but it sees how soon the next fault comes, and so tries:
  *
- *      FREE --STORM faults in quick succession--> PROBING each CPU, and none, for PROBE faults --the best--> HELD for HOLD faults
- *       ^                                            ^----------------------------------------------------------'
+ *      FREE --STORM faults in quick succession--> PROBING each CPU, and none, for PROBE faults --the best--> HELD for WINDOWS windows
+ *       ^                                            ^-------- or until one was twice as slow: it moved ----------'
  *       '---- a pause of QUIET_NS, whatever the state: storms are over soon, and nobody stays pinned for the next
  *
  * The measure is the mean time from the end of one answer to the next fault: two changes of thread, and what the guest does between
@@ -29,7 +29,8 @@ struct place {
     enum { FREE, PROBING, HELD } state;
     int at;        /* candidate: index into cpus; count: none of them */
     unsigned left; /* faults until the next step */
-    uint64_t ended, spent[PLACE_CPUS + 1];
+    unsigned windows; /* of WINDOW faults, until the next probing */
+    uint64_t ended, spent[PLACE_CPUS + 1], expected; /* nanoseconds: in WINDOW faults, when the candidate was chosen */
 };
 
 /* For the calling thread, as it is allowed to run now. */

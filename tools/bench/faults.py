@@ -32,8 +32,17 @@ def run(rounds: int) -> list[Figure]:
         Figure(f"fault served by {HANDLERS[handler]} on {PLACEMENTS[placement]}", "us", tuple(values))
         for (handler, placement), values in samples.items()
     ]
-    pairs = zip(samples["server", "same"], samples["bare", "same"], strict=True)
+    bare = samples["bare", "same"]
     return [
         *figures,
-        Figure("our server over the bare handler, faulting CPU", "x", tuple(a / b for a, b in pairs), 1.2),
-    ]
+        Figure("our server, where it places itself, over a bare handler on the faulting CPU", "x",
+               _over(samples["server", "free"], bare), 1.2),
+        Figure("the same, both kept on the faulting CPU: what looking up costs", "x",
+               _over(samples["server", "same"], bare), 1.2),
+        Figure("a bare handler that the kernel places, over our server that places itself", "x",
+               _over(samples["bare", "free"], samples["server", "free"])),
+    ]  # fmt: skip
+
+
+def _over(some: list[float], others: list[float]) -> tuple[float, ...]:
+    return tuple(a / b for a, b in zip(some, others, strict=True))

@@ -57,10 +57,20 @@ static void test_it_follows_a_toucher_that_moves(struct place *place)
 {
     storm(place, 2000, 0);
     CHECK(place->state == HELD && place->at == 0);
-    storm(place, 3000, 1);
-    CHECK(place->at == 1 || place->state == PROBING);
-    storm(place, 200, 1);
+    storm(place, 600, 1); /* one slow window, and what was left of the one before */
     CHECK(place->state == HELD && place->at == 1);
+    pause_for(place, 10000000);
+}
+
+static void test_probing_is_rare_while_all_is_well(struct place *place)
+{
+    int away = 0;
+
+    for (int i = 0; i < 50000; i++) {
+        storm(place, 1, 0);
+        away += place->at != 0;
+    }
+    CHECK(away > 0 && away < 500); /* and yet it looks again, for a second toucher may have a better place */
     pause_for(place, 10000000);
 }
 
@@ -110,6 +120,7 @@ int main(void)
     }
     test_the_best_cpu_is_held(&place);
     test_it_follows_a_toucher_that_moves(&place);
+    test_probing_is_rare_while_all_is_well(&place);
     test_free_where_no_cpu_is_better(&place);
     test_short_bursts_are_left_alone(&place);
     printf("place: all passed\n");
