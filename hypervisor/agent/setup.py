@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -31,15 +32,13 @@ _SIOCSIFNETMASK = 0x891C
 _IFF_UP_RUNNING = 0x41
 _RTF_UP_GATEWAY = 0x3
 _CLOCK_SLACK_NS = 1_000_000
-GATEWAY4, GATEWAY6 = "169.254.1.1", "fe80::1"
-"""The host's end of the link (hypervisor.net.devices)."""
 
 
 class Network(NamedTuple):
     """By hand: no DHCP, so nothing to wait for.
 
     Either an IPv4 address on a network with a gateway; or `routed`: addresses, each alone on its link, with the host
-    (whose hardware address is `peer`) as the next hop to everything.
+    (whose hardware address is `peer`, and which has one of `gateways` for each family) as the next hop to everything.
     """
 
     interface: str
@@ -48,8 +47,14 @@ class Network(NamedTuple):
     gateway: str | None
     dns: list[str]
     search: list[str]
+    options: tuple[str, ...] = ()
     routed: tuple[str, ...] = ()
     peer: str = ""
+    gateways: tuple[str, ...] = ()
+
+    def link(self) -> tuple[object, ...]:
+        """What the interface is configured with; the rest is in files."""
+        return self[:4] + self[7:]
 
 
 #: what QEMU's user-mode network is made of, and so most pods'
@@ -137,6 +142,7 @@ def _network(fields: Fields) -> Network | None:
         gateway=None if gateway is None else _ipv4(gateway, "setup.net.gateway"),
         dns=[_ipv4(server, "setup.net.dns") for server in net.texts("dns", [], limit=64)],
         search=[_domain(name) for name in net.texts("search", [], limit=255)],
+        options=tuple(_option(text) for text in net.texts("options", [], limit=63)),
     )
     net.done()
     return network
@@ -151,6 +157,11 @@ def _routed_network(net: Fields) -> Network:
         raise invalid("setup.net.peer: must be a hardware address, as ee:ee:ee:ee:ee:ee")
     if not routed:
         raise invalid("setup.net.addresses: must not be empty")
+    gateways = net.texts("gateways", [], limit=64)
+    for gateway in gateways:
+        _any_address(gateway, "setup.net.gateways")
+    if any(_gateway_of(address, gateways) is None for address in routed):
+        raise invalid("setup.net.gateways: must have one of each family that the pod has addresses of")
     network = Network(
         interface=net.text("ifname", "eth0", limit=15),
         address=routed[0],
@@ -158,11 +169,18 @@ def _routed_network(net: Fields) -> Network:
         gateway=None,
         dns=[_ipv4(server, "setup.net.dns") for server in net.texts("dns", [], limit=64)],
         search=[_domain(name) for name in net.texts("search", [], limit=255)],
+        options=tuple(_option(text) for text in net.texts("options", [], limit=63)),
         routed=tuple(routed),
         peer=peer,
+        gateways=tuple(gateways),
     )
     net.done()
     return network
+
+
+def _gateway_of(address: str, gateways: Iterable[str]) -> str | None:
+    """The next hop of that address's family."""
+    return next((gateway for gateway in gateways if (":" in gateway) == (":" in address)), None)
 
 
 def _any_address(text: str, where: str) -> None:
@@ -177,6 +195,12 @@ def _domain(name: str) -> str:
     if not name.isprintable() or not name or " " in name:
         raise invalid(f"setup.net.search: must be domain names, not {name!r}")
     return name
+
+
+def _option(text: str) -> str:
+    if not text or not text.isprintable() or " " in text:
+        raise invalid(f"setup.net.options: must be options of a resolver, as ndots:5, not {text!r}")
+    return text
 
 
 def _hosts(fields: Fields) -> list[tuple[str, str]]:
@@ -257,7 +281,7 @@ def configure_routed(network: Network) -> None:
         netlink.up()
         for address in network.routed:
             v6 = ":" in address
-            gateway = GATEWAY6 if v6 else GATEWAY4
+            gateway = str(_gateway_of(address, network.gateways))
             netlink.add_address(address, 128 if v6 else 32)
             netlink.add_neighbour(gateway, network.peer)
             if not v6:
@@ -281,6 +305,8 @@ def name_files(settings: Settings) -> dict[str, str]:
         resolv = "".join(f"nameserver {server}\n" for server in settings.network.dns)
         if settings.network.search:
             resolv = f"search {' '.join(settings.network.search)}\n{resolv}"
+        if settings.network.options:
+            resolv += f"options {' '.join(settings.network.options)}\n"
     return {
         "hosts": "".join(f"{ip}\t{name}\n" for ip, name in rows),
         "hostname": f"{settings.hostname}\n",
@@ -344,7 +370,7 @@ class Setup:
         :raises AgentError: Unavailable
         """
         before = self.network
-        if before is not None and network is not None and before[:4] + before[6:] == network[:4] + network[6:]:
+        if before is not None and network is not None and before.link() == network.link():
             return
         try:
             if before is not None:

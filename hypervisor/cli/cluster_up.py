@@ -247,7 +247,7 @@ class _Starter:
             self._wait(api.ready, lambda: [MASTER], "the master")
             self._say("the master is ready")
             if self._spec.networks.pod_network:
-                cluster_podnetwork.ensure(api)
+                cluster_podnetwork.ensure(api, self._spec.networks.services)
             self._place_again()
             for host in self._spec.hosts:
                 self._ensure(host.name, self._host_arguments(host))

@@ -7,6 +7,7 @@ Three steps, each of which refuses with the path of the field: the published sch
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ _OWN_ANNOTATIONS = (NET_ANNOTATION, DISK_ANNOTATION, COLD_ANNOTATION, poddisks.F
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONTAINERS = 64
 MAX_GROUPS = 512
+_RESOLVER_OPTION = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.:]{0,62}")
 CLUSTER_DOMAIN = "cluster.local"
 MAX_HOSTNAME = 64
 MIN_VOLUME = 4096
@@ -335,7 +337,16 @@ def _network(spec: Object, annotations: Mapping[str, str]) -> Network:
         cast(NetworkMode, mode),
         tuple(_name_server(s, f"spec.dnsConfig.nameservers[{i}]") for i, s in enumerate(servers)),
         tuple(names.dns_subdomain(s, where=f"spec.dnsConfig.searches[{i}]") for i, s in enumerate(searches)),
+        policy=policy,
+        options=tuple(_resolver_option(o, i) for i, o in enumerate(config.get("options") or ())),
     )
+
+
+def _resolver_option(option: Mapping[str, str], index: int) -> str:
+    text = f"{option['name']}:{option['value']}" if option.get("value") else option.get("name") or ""
+    if not _RESOLVER_OPTION.fullmatch(text):
+        raise InvalidInput(f"{text!r} is no option of a resolver, as ndots:2", where=f"spec.dnsConfig.options[{index}]")
+    return text
 
 
 def _disk_size(annotations: Mapping[str, str]) -> int | None:

@@ -42,10 +42,12 @@ from hypervisor.controller.environment import fetch_external
 from hypervisor.controller.eviction import EVICTED, GRACE_S, wait_exceeded
 from hypervisor.controller.journal import Journal, new_record
 from hypervisor.controller.machine import Machine, VmRequest
+from hypervisor.controller.manifest import CLUSTER_DOMAIN
 from hypervisor.controller.paths import PodPaths
 from hypervisor.controller.podstatus import phase_of, pod_object
 from hypervisor.controller.pulls import pull_all
 from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running, State, Terminated, Waiting
+from hypervisor.controller.resolving import resolving
 from hypervisor.controller.runtime_spec import container_arguments
 from hypervisor.controller.services import PodNetwork, Services
 from hypervisor.controller.sizing import vm_size
@@ -204,6 +206,7 @@ class PodVm:
                 return
             if self._network is not None and self.pod.network.mode != "none":
                 self._address(await self._interruptible(self._network.allocate(self.stored.uid)) or ())
+                self._resolve(await self._interruptible(self._network.name_servers()) or ())
             arguments = self._arguments(images)
             if arguments is None:
                 return
@@ -265,6 +268,11 @@ class PodVm:
     def _address(self, addresses: tuple[str, ...]) -> None:
         """From now on the pod has these addresses."""
         self.pod = replace(self.pod, network=replace(self.pod.network, routed=addresses))
+
+    def _resolve(self, servers: tuple[str, ...]) -> None:
+        """From now on its guest is to ask these, where its DNS policy says so."""
+        network = resolving(self.pod.network, self.pod.namespace, CLUSTER_DOMAIN, servers)
+        self.pod = replace(self.pod, network=network)
 
     async def _connect(self, machine: Machine) -> None:
         if self._network is not None and machine.tap is not None:

@@ -14,14 +14,13 @@ from hypervisor.controller.sizing import has_disk_limits
 from hypervisor.controller.spec import GUEST_ADDRESS, ContainerSpec, Network, PodSpec, VolumeMount
 from hypervisor.errors import InvalidInput
 from hypervisor.images.model import Image, ImageConfig
+from hypervisor.net.addresses import GATEWAY4, GATEWAY6, HOST_MAC
 
 DATA_DISK = "hv-data"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What QEMU's user-mode network is always made of.
 USER_NETWORK = {"ifname": "eth0", "address": f"{GUEST_ADDRESS}/24", "gateway": "10.0.2.2"}
 USER_DNS = "10.0.2.3"
-PEER_MAC = "ee:ee:ee:ee:ee:ee"
-"""The host's end of every tap (hypervisor.net.devices)."""
 ENTROPY_BYTES = 64
 MAX_ENVIRONMENT = 2 * 1024 * 1024
 """What Linux takes in all."""
@@ -163,15 +162,16 @@ def _net(network: Network) -> dict[str, Any] | None:
     if network.mode == "none":
         return None
     names = {"dns": list(network.dns) or [USER_DNS], "search": list(network.search)}
+    if network.options:
+        names["options"] = list(network.options)
     if not network.routed:
         return USER_NETWORK | names
-    resolver = list(network.dns)
-    return {
+    return names | {
         "ifname": "eth0",
         "addresses": list(network.routed),
-        "peer": PEER_MAC,
-        "dns": resolver,
-        "search": names["search"],
+        "peer": HOST_MAC,
+        "gateways": [str(GATEWAY4), str(GATEWAY6)],
+        "dns": list(network.dns),
     }
 
 

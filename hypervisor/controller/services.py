@@ -65,6 +65,9 @@ class PodNetwork(Protocol):
     async def allocate(self, uid: str) -> tuple[str, ...]:
         """Gives a pod its addresses, once. Raises `ResourceExhausted`."""
 
+    async def name_servers(self) -> tuple[str, ...]:
+        """Those of the cluster, for pods; none: they ask the host's."""
+
     async def connect(self, uid: str, tap: str, mac: str, namespace: str, labels: Mapping[str, str]) -> None:
         """Makes a pod reachable whose tap is there; may be repeated. Raises `HvError`.
 

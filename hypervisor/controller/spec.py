@@ -214,6 +214,8 @@ GUEST_ADDRESS = "10.0.2.15"
 class Network:
     """The pod's network; `dns` empty means the network's own name server.
 
+    :ivar policy: the pod's dnsPolicy, which on the pod network says what `dns` and `search` are put together of
+    :ivar options: of the resolver, as ``resolv.conf`` has them
     :ivar routed: its addresses on the pod network, where its host has one; empty: QEMU's user-mode network
     """
 
@@ -221,6 +223,8 @@ class Network:
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     routed: tuple[str, ...] = ()
+    policy: str = "ClusterFirst"
+    options: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -11,6 +11,10 @@ from hypervisor.errors import InvalidInput, ResourceExhausted
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+GATEWAY4 = ipaddress.IPv4Address("169.254.1.1")
+GATEWAY6 = ipaddress.IPv6Address("fe80::1")
+HOST_MAC = "ee:ee:ee:ee:ee:ee"
+"""The host's end of every tap: guests have it as a fixed neighbour."""
 LONGEST_PREFIX = {4: 30, 6: 126}
 """Fewer addresses than that are no use: the first and the last of a range are never given out."""
 

@@ -15,7 +15,6 @@ Source of the link-local next hop: Calico's routed workload interfaces.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,12 +24,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from hypervisor.errors import HostUnfit, Unavailable
-from hypervisor.net.addresses import Address
-
-GATEWAY4 = ipaddress.IPv4Address("169.254.1.1")
-GATEWAY6 = ipaddress.IPv6Address("fe80::1")
-HOST_MAC = "ee:ee:ee:ee:ee:ee"
-"""The host's end of every tap: guests have it as a fixed neighbour."""
+from hypervisor.net.addresses import GATEWAY4, GATEWAY6, HOST_MAC, Address
 
 _NUD_PERMANENT = 0x80
 

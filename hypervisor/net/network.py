@@ -37,7 +37,7 @@ from hypervisor.net import firewall
 from hypervisor.net.addresses import Address, Pool, Subnet, parse_cidr
 from hypervisor.net.devices import Devices, enable_forwarding
 from hypervisor.net.policies import Policies
-from hypervisor.net.ruleset import PodPort, State, render
+from hypervisor.net.ruleset import PodPort, Resolver, State, render
 from hypervisor.net.services import ServicePort
 from hypervisor.net.table import Table, change, whole
 
@@ -123,6 +123,8 @@ class HostNetwork:
         self._links: dict[str, _Link] = {}
         self._services: tuple[ServicePort, ...] = ()
         self._policies: PolicySource = lambda _: Policies()
+        self._resolver: Resolver | None = None
+        self._resolves: dict[str, frozenset[str]] = {}
         self._applied: Table | None = None
         self._told = asyncio.Event()
         self._told.set()
@@ -241,6 +243,25 @@ class HostNetwork:
         self._told.set()
         self._touch()
 
+    def set_resolver(self, resolver: Resolver | None) -> None:
+        """Where pods' questions about names go; None: nobody answers them."""
+        if resolver != self._resolver:
+            self._resolver = resolver
+            self._touch()
+
+    async def name_servers(self) -> tuple[str, ...]:
+        """The cluster's, as pods are to ask them; waits a while for a cluster that has not said yet."""
+        try:
+            async with asyncio.timeout(HOLD_S):
+                await self._told.wait()
+        except TimeoutError:
+            return ()
+        return tuple(str(a) for a in self._resolver.addresses if a.version == 4) if self._resolver else ()
+
+    def may_ask(self, address: str, protocol: str) -> bool:
+        """Whether an address is a pod's of this host, and its policies let it ask the cluster's name server."""
+        return protocol in self._resolves.get(address, ())
+
     def hold(self) -> None:
         """A cluster will tell of services and policies: until then the kernel stays as it is."""
         self._told.clear()
@@ -255,7 +276,7 @@ class HostNetwork:
     def state(self) -> State:
         """What the packet filter should be, but for the policies."""
         pods = tuple(PodPort(pod.tap, pod.addresses, pod.uid) for pod in self.connected())
-        return State(self.table, self.tap_prefix, self._ranges.cluster, pods, self._services)
+        return State(self.table, self.tap_prefix, self._ranges.cluster, pods, self._services, resolver=self._resolver)
 
     def _touch(self) -> None:
         self._wanted += 1
@@ -325,7 +346,9 @@ class HostNetwork:
         if aim != self._done or self._applied is None:
             state, connected, source = self.state(), self.connected(), self._policies
             try:
-                await self._apply(await asyncio.to_thread(lambda: render(replace(state, policies=source(connected)))))
+                policies = await asyncio.to_thread(source, connected)
+                await self._apply(await asyncio.to_thread(render, replace(state, policies=policies)))
+                self._resolves = _resolves(connected, policies)
             except HvError as error:
                 self._applied = None
                 log.warning("packet filter is not as it should be", reason=str(error))
@@ -361,3 +384,9 @@ class HostNetwork:
             log.warning("packet filter cannot be looked at", reason=str(error))
             self._applied = None
         return max(REPAIR_S, REST * (time.monotonic() - began))
+
+
+def _resolves(connected: Sequence[ConnectedPod], policies: Policies) -> dict[str, frozenset[str]]:
+    guarded = {guard.uid: guard.resolves for guard in policies.guards}
+    everything = frozenset(("udp", "tcp"))
+    return {str(address): guarded.get(pod.uid, everything) for pod in connected for address in pod.addresses}

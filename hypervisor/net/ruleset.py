@@ -18,14 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from hypervisor.net.addresses import Address, Subnet
+from hypervisor.net.addresses import GATEWAY4, Address, Subnet
 from hypervisor.net.expressions import (
     ACCEPT,
     ADDRESS_TYPE,
     COUNTER,
+    DPORT,
     DROP,
     ESTABLISHED,
     IIFNAME,
+    L4,
     OIFNAME,
     PING,
     TRANSLATED,
@@ -33,6 +35,7 @@ from hypervisor.net.expressions import (
     daddr,
     from_taps,
     match,
+    one_of,
     prefix,
     saddr,
     vmap,
@@ -40,6 +43,8 @@ from hypervisor.net.expressions import (
 from hypervisor.net.policies import NO_POLICIES, Policies, guard_map, policy_chains, policy_sets
 from hypervisor.net.services import ServicePort, refusals, service_chains, service_sets, translations
 from hypervisor.net.table import Chain, Expression, Hook, Key, Rule, Set, Table
+
+DNS_PORT = 53
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,14 @@ class PodPort:
     tap: str
     addresses: tuple[Address, ...]
     uid: str = ""
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """The cluster's name server: its Service's addresses, and the port on which this host serves it on every tap."""
+
+    addresses: tuple[Address, ...]
+    port: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class State:
     pods: tuple[PodPort, ...] = ()
     services: tuple[ServicePort, ...] = field(default=())
     policies: Policies = NO_POLICIES
+    resolver: Resolver | None = None
 
 
 def render(state: State) -> Table:
@@ -92,10 +106,12 @@ def _pod_sets(state: State) -> Iterator[tuple[str, Set]]:
 def _base_chains(state: State) -> Iterator[tuple[str, Chain]]:
     pods = from_taps(state.taps)
     yield "spoofed", Chain(tuple(_spoofed(state)), Hook("filter", "prerouting", -300))
-    yield "translate", Chain(translations(), Hook("nat", "prerouting", -100))
+    questions, to_resolver = _questions(state)
+    yield "translate", Chain((*questions, *translations()), Hook("nat", "prerouting", -100))
     yield "translate-local", Chain(translations(), Hook("nat", "output", -100))
     yield "leaving", Chain(tuple(_masquerades(state)), Hook("nat", "postrouting", 100))
-    yield "guard-host", Chain(((ESTABLISHED, ACCEPT), (PING, ACCEPT), _guard("out")), Hook("filter", "input", -20))
+    free: tuple[Rule, ...] = ((ESTABLISHED, ACCEPT), (PING, ACCEPT), *to_resolver)
+    yield "guard-host", Chain((*free, _guard("out")), Hook("filter", "input", -20))
     yield "guard-sender", Chain((*_passes(), _guard("out")), Hook("filter", "forward", -20))
     yield "guard-receiver", Chain((*_passes(), _guard("in")), Hook("filter", "forward", -10))
     to_host: tuple[Rule, ...] = (
@@ -105,6 +121,19 @@ def _base_chains(state: State) -> Iterator[tuple[str, Chain]]:
     )
     yield "to-host", Chain(to_host, Hook("filter", "input", 0))
     yield "between", Chain(refusals(), Hook("filter", "forward", 0))
+
+
+def _questions(state: State) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    """Pods' questions go to this host's name server, which itself sees to it who may ask."""
+    found = state.resolver
+    addresses = [str(a) for a in found.addresses if a.version == 4] if found is not None else []
+    if found is None or not addresses:
+        return (), ()
+    asks = (from_taps(state.taps), one_of(daddr(4), addresses), one_of(L4, ("tcp", "udp")), match(DPORT, DNS_PORT))
+    # Every tap has the same address: where a packet came in, it is the one that it goes to.
+    redirect: Expression = {"redirect": {"port": found.port}}
+    served = (from_taps(state.taps), match(daddr(4), str(GATEWAY4)), match(DPORT, found.port), ACCEPT)
+    return ((*asks, redirect),), (served,)
 
 
 def _guard(direction: str) -> Rule:

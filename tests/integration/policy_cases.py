@@ -22,6 +22,8 @@ from hypervisor.kube.resources import NETWORK_POLICIES, PODS
 
 Obj = dict[str, Any]
 WEB, CLIENT = {"matchLabels": {"app": "web"}}, {"matchLabels": {"app": "client"}}
+READER = {"matchLabels": {"app": "reader"}}
+DNS = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}
 OTHER = {"matchLabels": {"team": "other"}}
 HOST = "the host"
 NOBODY_S, SOMEBODY_S = 1, 20
@@ -101,6 +103,27 @@ CASES = (
 )
 
 
+NAMES = (
+    (egress(pods=READER), False),
+    (egress(to(DNS, ports=[{"port": 53}]), pods=READER), False),  # TCP
+    (egress(to(DNS, ports=[{"port": 53, "protocol": "UDP"}]), pods=READER), True),
+)
+"""Policies, and whether names are resolved under them."""
+
+
+def check_names(cluster: Cluster) -> None:
+    """Whether the name server is for whom the policies say."""
+    with KubeApi(cluster.paths.kubeconfig, timeout=60) as api:
+        for spec, expected in NAMES:
+            made = policy(spec, {})
+            api.create(NETWORK_POLICIES, made, "default")
+            wait_for(lambda made=made: in_force(made), "the policy is in force")  # type: ignore[misc]
+            try:
+                assert resolves(cluster) == expected, spec
+            finally:
+                api.delete(NETWORK_POLICIES, made["metadata"]["name"], "default")
+
+
 def check(cluster: Cluster, case: Case) -> None:
     """Puts the case's policies in force, asks, and takes them away."""
     with KubeApi(cluster.paths.kubeconfig, timeout=60) as api:
@@ -155,9 +178,17 @@ def addresses(api: KubeApi, name: str) -> list[str]:
 
 def in_force(policy: Obj) -> bool:
     """Whether each host has it whose pods it is about: the client is on one, the others are on both."""
-    hosts = 1 if policy["spec"]["podSelector"] == CLIENT else 2
+    hosts = 1 if policy["spec"]["podSelector"] in (CLIENT, READER) else 2
     listed = subprocess.run(["nft", "list", "chains", "inet"], capture_output=True, text=True, check=True).stdout
     return listed.count(f"-{policy_name(policy)} {{") == hosts
+
+
+def resolves(cluster: Cluster) -> bool:
+    """Whether the reader resolves a name; once, and without another try."""
+    script = "import socket; print(socket.getaddrinfo('web.default.svc.cluster.local.', 80)[0][4][0])"
+    quick = "sed 's/ndots:5/timeout:1 attempts:1/' /etc/resolv.conf > /tmp/r && cat /tmp/r > /etc/resolv.conf"
+    done = f"{quick}; python3 -c \"{script}\" 2>&1 | grep -c '^10\\.' || true"
+    return cluster.kubectl("exec", "reader", "--", "sh", "-c", done).strip() == "1"
 
 
 def reached(cluster: Cluster, who: str, targets: list[str], expected: bool) -> list[bool]:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import name_cases
 import policy_cases
 import pytest
 from conftest import wait_for
@@ -127,6 +128,10 @@ def test_a_service_by_its_addresses_and_node_ports(cluster: Cluster) -> None:
     assert "It works" in cluster.kubectl("exec", "web-1", "--", "sh", "-c", f"{asked}; {asked}; {asked}")  # itself, too
 
 
+def test_names_of_the_cluster(cluster: Cluster) -> None:
+    name_cases.check_names(cluster, addresses(cluster, "web-1") + addresses(cluster, "web-2"))
+
+
 def test_a_service_without_endpoints_refuses_at_once(cluster: Cluster) -> None:
     spec = {"selector": {"app": "nobody"}, "ports": [{"port": 80}]}
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "none"}, "spec": spec}
@@ -170,6 +175,10 @@ def nft_table(name: str) -> str:
 @pytest.mark.parametrize("case", policy_cases.CASES, ids=lambda case: case.name)
 def test_policies(cluster: Cluster, case: policy_cases.Case) -> None:
     policy_cases.check(cluster, case)
+
+
+def test_names_under_policies(cluster: Cluster) -> None:
+    policy_cases.check_names(cluster)
 
 
 def test_a_daemon_that_was_killed_finds_the_addresses(cluster: Cluster) -> None:

@@ -6,19 +6,24 @@ import asyncio
 import hashlib
 import ipaddress
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 
-from hypervisor.controller.node.policies import compile_policies, matters
+from hypervisor.controller.manifest import CLUSTER_DOMAIN
+from hypervisor.controller.node.clusternames import INDEXERS, SERVICE_NAME, ClusterNames
+from hypervisor.controller.node.policies import compile_policies, matters, resolver
 from hypervisor.errors import HvError, InvalidInput
 from hypervisor.kube.client import ApiClient, Object
 from hypervisor.kube.informer import Handler, Informer, Store
-from hypervisor.kube.meta import get
+from hypervisor.kube.meta import get, key_of
 from hypervisor.kube.resources import ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES, Resource
+from hypervisor.net.addresses import GATEWAY4, Address
 from hypervisor.net.network import ConnectedPod, HostNetwork
 from hypervisor.net.policies import Policies
+from hypervisor.net.ruleset import Resolver
 from hypervisor.net.services import Endpoint, ServicePort
 
 ASK_S = 1.0
@@ -26,7 +31,7 @@ ASK_S = 1.0
 GATHER_S = 0.05
 """Changes of Services that come within so long are told together."""
 FOLLOWED = (SERVICES, ENDPOINT_SLICES, NETWORK_POLICIES, PODS, NAMESPACES)
-SERVICE_NAME = "kubernetes.io/service-name"
+DNS_SERVICE = ("kube-system", "kube-dns")
 
 log = structlog.get_logger(__name__)
 
@@ -36,24 +41,45 @@ async def follow_cluster(client: ApiClient, node: str, network: HostNetwork, clu
 
     :param cluster: ranges of all pods and all Services
     """
-    followed = {resource: Informer(client, resource) for resource in FOLLOWED}
-    async with asyncio.TaskGroup() as group:
+    followed = {resource: Informer(client, resource, indexers=INDEXERS.get(resource)) for resource in FOLLOWED}
+    stores = {resource: informer.store for resource, informer in followed.items()}
+    async with _name_server(network, stores) as port, asyncio.TaskGroup() as group:
         group.create_task(_ranges(client, node, network, cluster), name="network's ranges")
         for resource, informer in followed.items():
             group.create_task(informer.run(), name=f"network's {resource.plural}")
         for informer in followed.values():
             await informer.wait_synced()
-        stores = {resource: informer.store for resource, informer in followed.items()}
-        group.create_task(_tell_services(network, followed), name="network's Services, told")
+        group.create_task(_tell_services(network, followed, port), name="network's Services, told")
         group.create_task(_tell_policies(network, followed, stores), name="network's policies, told")
 
 
-async def _tell_services(network: HostNetwork, followed: Mapping[Resource, Informer]) -> None:
+@asynccontextmanager
+async def _name_server(network: HostNetwork, stores: Mapping[Resource, Store]) -> AsyncIterator[int]:
+    """The host's name server for its pods; its port. 0: it has none, and pods ask elsewhere."""
+    from hypervisor.net.dns.answer import Answerer  # the library takes a while to import: only where it is used
+    from hypervisor.net.dns.forward import Forwarder
+    from hypervisor.net.dns.server import NameServer
+
+    answerer = Answerer(ClusterNames(stores, CLUSTER_DOMAIN), Forwarder())
+    async with NameServer.opened(answerer, network.may_ask, str(GATEWAY4)) as server:
+        yield server.port
+
+
+def dns_addresses(services: Store) -> tuple[Address, ...]:
+    """Those of the Service of the cluster's name server; empty: it has none."""
+    service = services.get(DNS_SERVICE)
+    return tuple(ipaddress.ip_address(a) for a in get(service, "spec", "clusterIPs", default=()) if a != "None")
+
+
+async def _tell_services(network: HostNetwork, followed: Mapping[Resource, Informer], port: int) -> None:
     services, slices = followed[SERVICES], followed[ENDPOINT_SLICES]
     changed = _changes(lambda *_: True, services, slices)
     while True:
         changed.clear()
-        network.set_services(tuple(service_ports(services.store, slices.store)))
+        addresses = dns_addresses(services.store)
+        network.set_resolver(Resolver(addresses, port) if addresses else None)
+        served = (s for s in services.store if key_of(s) != DNS_SERVICE)  # by each host itself
+        network.set_services(tuple(service_ports(served, slices.store)))
         await changed.wait()
         await asyncio.sleep(GATHER_S)
 
@@ -62,7 +88,8 @@ async def _tell_policies(
     network: HostNetwork, followed: Mapping[Resource, Informer], stores: Mapping[Resource, Store]
 ) -> None:
     def source(connected: Sequence[ConnectedPod]) -> Policies:
-        return compile_policies(stores[NETWORK_POLICIES], stores[PODS], stores[NAMESPACES], connected)
+        dns = resolver(dns_addresses(stores[SERVICES]))
+        return compile_policies(stores[NETWORK_POLICIES], stores[PODS], stores[NAMESPACES], connected, dns)
 
     changed = _changes(matters, followed[NETWORK_POLICIES], followed[PODS], followed[NAMESPACES])
     while True:

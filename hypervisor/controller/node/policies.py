@@ -12,7 +12,7 @@ import hashlib
 import ipaddress
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypervisor.kube.client import Object
@@ -22,6 +22,8 @@ from hypervisor.net.addresses import Address, Subnet
 from hypervisor.net.network import ConnectedPod
 from hypervisor.net.policies import Allowance, Block, Guard, NamedPort, Policies, Policy, Ports
 
+DNS_PORT = 53
+PROTOCOLS = ("udp", "tcp")
 _GONE = ("Succeeded", "Failed")
 
 
@@ -52,18 +54,32 @@ class Selector:
         return there and self.pods.matches(member.labels)
 
 
+def resolver(addresses: tuple[Address, ...]) -> Member:
+    """The cluster's name server as the pods that serve it elsewhere: users' policies are written for those.
+
+    :param addresses: its Service's
+    """
+    ports = {NamedPort("udp", "dns"): DNS_PORT, NamedPort("tcp", "dns-tcp"): DNS_PORT}
+    return Member("kube-system", {"k8s-app": "kube-dns"}, addresses, ports)
+
+
 def compile_policies(
-    policies: Iterable[Object], pods: Iterable[Object], namespaces: Iterable[Object], local: Sequence[ConnectedPod]
+    policies: Iterable[Object],
+    pods: Iterable[Object],
+    namespaces: Iterable[Object],
+    local: Sequence[ConnectedPod],
+    dns: Member | None = None,
 ) -> Policies:
     """What the pods of this host are guarded by.
 
     :param policies: NetworkPolicy objects, of all namespaces
     :param pods: Pod objects, of all hosts
     :param local: this host's pods; one of them counts with what it is here as long as the API does not show it yet
+    :param dns: the cluster's name server, which is no pod here
     """
     labels_of = {str(get(n, "metadata", "name")): get(n, "metadata", "labels", default={}) for n in namespaces}
     members = _members(pods, local)
-    compiling = _Compiling(labels_of, list(members.values()))
+    compiling = _Compiling(labels_of, [*members.values(), *([dns] if dns is not None else [])])
     guarded: dict[str, tuple[Object, LabelSelector]] = {}
     for policy in policies:
         guarded[policy_name(policy)] = policy, LabelSelector.of(get(policy, "spec", "podSelector", default={}))
@@ -71,6 +87,9 @@ def compile_policies(
     used = {name for guard in guards for name in (*(guard.ingress or ()), *(guard.egress or ()))}
     made = tuple(compiling.policy(name, guarded[name][0]) for name in sorted(used))
     about = tuple(g for g in guards if g.ingress is not None or g.egress is not None)
+    if dns is not None:
+        rules = {policy.name: policy.egress or () for policy in made}
+        about = tuple(replace(g, resolves=compiling.resolves(g, rules, dns)) for g in about)
     return Policies(made, about, compiling.groups, compiling.ports)
 
 
@@ -157,6 +176,25 @@ class _Compiling:
         egress = self._rules(policy, "egress", "to") if "Egress" in types else None
         return Policy(name, ingress, egress)
 
+    def resolves(self, guard: Guard, rules: Mapping[str, tuple[Allowance, ...]], dns: Member) -> frozenset[str]:
+        """The protocols by which a guarded pod may ask the name server."""
+        if guard.egress is None:
+            return frozenset(PROTOCOLS)
+        allowances = [allowance for name in guard.egress for allowance in rules[name]]
+        return frozenset(p for p in PROTOCOLS if any(self._leads_to(a, dns, p) for a in allowances))
+
+    def _leads_to(self, allowance: Allowance, dns: Member, protocol: str) -> bool:
+        ports = not allowance.ports or any(
+            dns.ports.get(port) == DNS_PORT and port.protocol == protocol
+            if isinstance(port, NamedPort)
+            else port.protocol == protocol and port.first <= DNS_PORT <= port.last
+            for port in allowance.ports
+        )
+        peers = allowance.peers is None or any(
+            address in self.groups[name] for name in allowance.peers for address in dns.addresses
+        )
+        return ports and (peers or any(_is_within(a, block) for a in dns.addresses for block in allowance.blocks))
+
     def _rules(self, policy: Object, direction: str, side: str) -> tuple[Allowance, ...]:
         namespace = str(get(policy, "metadata", "namespace"))
         return tuple(
@@ -198,6 +236,10 @@ class _Compiling:
                 a for m in self._members if selector.matches(m, self._namespaces) for a in m.addresses
             )
         return name
+
+
+def _is_within(address: Address, block: Block) -> bool:
+    return address in block.within and not any(address in some for some in block.excluded)
 
 
 def _block(block: Mapping[str, Any]) -> Block:

@@ -284,7 +284,7 @@ PACKETS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(POLICIES, st.data())
 def test_the_rules_say_what_the_policies_say(policies: list[Obj], data: st.DataObject) -> None:
     table = compiled(policies)
