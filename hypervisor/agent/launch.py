@@ -18,6 +18,7 @@ from contextlib import suppress
 from .container import STDERR, STDOUT, Container
 from .errors import INTERNAL, INVALID, NOT_FOUND, AgentError, from_os
 from .reaper import Reaper, exit_code
+from .storage import write_whole
 from .streams import PipeWriter
 
 CRUN = "/usr/bin/crun"
@@ -148,8 +149,8 @@ async def run_crun(container: Container, config: dict[str, object], reaper: Reap
     """
     directory = container.root.directory
     try:
-        with open(f"{directory}/config.json", "w", encoding="utf-8", errors="surrogateescape") as f:
-            json.dump(config, f, ensure_ascii=False)
+        text = json.dumps(config, ensure_ascii=False)  # not dump(), which is Python all the way
+        write_whole(f"{directory}/config.json", text.encode("utf-8", "surrogateescape"))
         _unlink(f"{directory}/pid")
         pipes = Pipes(container)
     except OSError as e:

@@ -318,10 +318,7 @@ def _write_name_files(settings: Settings) -> None:
     """On the data disk for the containers, which may write to them, and in /run for the agent's own root."""
     for name, text in name_files(settings).items():
         for directory in (f"{storage.DATA}/etc", storage.RUN):
-            path = f"{directory}/{name}"
-            with open(path, "w", encoding="utf-8") as f:
-                f.write(text)
-            os.chmod(path, 0o644)
+            storage.write_whole(f"{directory}/{name}", text.encode())
 
 
 def unconfigure_network(interface: str) -> None:
@@ -352,7 +349,8 @@ class Setup:
             add_entropy(settings.entropy)
             socket.sethostname(settings.hostname)
             self.connect(settings.network)
-            storage.make_directories()
+            if not os.path.lexists(storage.SHARED_MEMORY):  # PID 1 has made them all long ago
+                storage.make_directories()
             await storage.mount_data(settings.data_disk, quotas=settings.quotas)
             self._volumes.quotas.on = settings.quotas
             _write_name_files(settings)

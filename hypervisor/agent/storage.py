@@ -35,6 +35,21 @@ def make_directories() -> None:
         os.makedirs(path, mode=0o755, exist_ok=True)
 
 
+def is_mounted(directory: str) -> bool:
+    """Whether something is mounted on `directory`, which exists. (`os.path.ismount` is much code for that.)"""
+    return os.stat(directory).st_dev != os.stat(f"{directory}/..").st_dev
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Makes or replaces a file that everybody may read. (Python's own files are 2 ms each in cold code.)"""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
 def _serial_of(block: str) -> str:
     try:
         return read_text(f"/sys/block/{block}/serial").strip()
@@ -61,14 +76,15 @@ async def mount_data(serial: str | None, *, quotas: bool = False) -> None:
     :param quotas: the disk was made for them, and they are to hold
     :raises AgentError: the disk is missing or cannot be mounted
     """
-    if os.path.ismount(DATA):  # setup failed later on and is being repeated
+    if is_mounted(DATA):  # setup failed later on and is being repeated
         return
     flags = syscalls.MS_NODEV
     try:
         if serial is None:
             syscalls.mount("data", DATA, "tmpfs", flags, "mode=0755")
         else:
-            options = "errors=remount-ro" + (f",{MOUNT_OPTION}" if quotas else "")
+            # The disk is a hole, so no table of inodes needs zeroing by a thread of the kernel's.
+            options = "errors=remount-ro,noinit_itable" + (f",{MOUNT_OPTION}" if quotas else "")
             syscalls.mount(await find_disk(serial), DATA, "ext4", flags | syscalls.MS_RELATIME, options)
         for name in ("containers", "volumes", "logs", "etc", "trash"):
             os.makedirs(f"{DATA}/{name}", mode=0o755, exist_ok=True)
@@ -80,14 +96,14 @@ async def mount_data(serial: str | None, *, quotas: bool = False) -> None:
 async def mount_image(serial: str) -> str:
     """The directory of an image disk, mounted read-only on first use."""
     directory = f"{IMAGES}/{serial}"
-    if os.path.ismount(directory):
+    if os.path.lexists(directory) and is_mounted(directory):
         return directory
     device = await find_disk(serial)
     os.makedirs(directory, exist_ok=True)
     try:
         syscalls.mount(device, directory, "erofs", syscalls.MS_RDONLY | syscalls.MS_NODEV)
     except OSError as e:
-        if os.path.ismount(directory):  # another container of the same image was quicker
+        if is_mounted(directory):  # another container of the same image was quicker
             return directory
         raise AgentError(UNAVAILABLE, f"image disk {serial}: cannot be mounted: {e.strerror}") from e
     return directory

@@ -24,7 +24,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from . import syscalls
-from .cgroup import write_text
 from .errors import AgentError
 from .setup import USER_NETWORK
 from .storage import DATA, IMAGES, SHARED_MEMORY
@@ -70,12 +69,15 @@ async def prepare(agent: Agent) -> None:
         _try("network", lambda: agent.setup.connect(USER_NETWORK))
     await rehearse(agent, None)
     _try("reading ahead", _read_ahead)
-    _acpi("mask")
+    event = _open_event()
+    _tell(event, "mask")
     sys.stderr.write(READY_LINE + "\n")
     sys.stderr.flush()
     _find_vsock()
-    _acpi("clear")
-    _acpi("unmask")
+    _tell(event, "clear")
+    _tell(event, "unmask")
+    if event >= 0:
+        os.close(event)
 
 
 def _try(what: str, step: Callable[[], None]) -> None:
@@ -137,12 +139,18 @@ def _find_vsock() -> None:
         os.close(vsock)
 
 
-def _acpi(word: str) -> None:
+def _open_event() -> int:
+    """The event of PCI hot-plug, open before the template is taken: a clone does not look for it; -1 without one."""
     try:
-        write_text(_HOTPLUG, word + "\n")
-    except OSError as e:  # "clear": nothing has come, or another kernel calls it otherwise; a clone is slower then
-        if word == "mask":
-            sys.stderr.write(f"agent: {_HOTPLUG}: {e.strerror}\n")
+        return os.open(_HOTPLUG, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as e:  # another kernel calls it otherwise; a clone is slower then
+        sys.stderr.write(f"agent: {_HOTPLUG}: {e.strerror}\n")
+        return -1
+
+
+def _tell(event: int, word: str) -> None:
+    with suppress(OSError):  # "clear": nothing has come
+        os.pwrite(event, word.encode() + b"\n", 0)
 
 
 def _take_back(agent: Agent) -> None:
