@@ -12,17 +12,51 @@ from hypervisor.cli.app import Settings, pass_settings
 HEADER = ("POD", "CONTAINER", "CPU TIME", "MEMORY", "PEAK", "PROCESSES", "DISK", "FAULTS", "FILLED")
 
 
+DISK_HEADER = (
+    "POD", "DISK", "SERVED BY", "REQUESTS", "READ", "WRITTEN", "REDIRECTS", "ERRORS", "LATENCY", "P99", "FILTERS",
+)  # fmt: skip
+
+
 @click.command("top")
+@click.option("--disks", is_flag=True, help="Show virtual disks: requests, bytes, redirects, latency.")
 @output.format_option("table", "json", "yaml")
 @pass_settings
-def top(settings: Settings, output: str) -> None:
+def top(settings: Settings, disks: bool, output: str) -> None:
     """Show what pods use: CPU, memory, processes, disk.
 
-    One line for each pod's VM as the host sees it, one for each of its containers as the guest sees it.
+    One line for each pod's VM as the host sees it, one for each of its containers as the guest sees it. With --disks,
+    one for each disk of a pod, and for each of the host's own that is open. -o json and -o yaml have all of it.
     """
     with settings.connect_any() as connection:
         answer = connection.get("hv", "v1", "top")
-    print_top(answer, output)
+    (print_disks if disks else print_top)(answer, output)
+
+
+def print_disks(answer: dict[str, Any], fmt: str) -> None:
+    """Prints the disks of hostd's answer in a format."""
+    rows = [
+        _disk_row(_shown(pod), d) for pod in answer.get("pods") or () for d in (pod.get("vm") or {}).get("disks") or ()
+    ]
+    rows += [_disk_row("(host)", disk) for disk in answer.get("disks") or ()]
+    output.show(answer, fmt, names=(), header=DISK_HEADER, rows=rows)
+
+
+def _disk_row(pod: str, disk: dict[str, Any]) -> list[str]:
+    counts = [str(disk.get(key, "-")) for key in ("redirects", "errors")]
+    read, written = output.size(disk.get("read_bytes")), output.size(disk.get("written_bytes"))
+    times = [_milliseconds(disk.get(key)) for key in ("latency_ns", "latency_p99_ns")]
+    filters = ",".join(disk.get("filters") or ()) or "-"
+    served = str(disk.get("served_by") or "itself")
+    return [pod, str(disk.get("name")), served, str(disk.get("requests", "-")), read, written, *counts, *times, filters]
+
+
+def _milliseconds(nanoseconds: int | None) -> str:
+    return "-" if nanoseconds is None else f"{nanoseconds / 1e6:.2f}ms"
+
+
+def _shown(pod: dict[str, Any]) -> str:
+    namespace, name = pod.get("namespace") or "default", str(pod.get("name"))
+    return name if namespace == "default" else f"{namespace}/{name}"
 
 
 def print_top(answer: dict[str, Any], fmt: str) -> None:
@@ -32,8 +66,7 @@ def print_top(answer: dict[str, Any], fmt: str) -> None:
 
 
 def _rows(pod: dict[str, Any]) -> list[list[str]]:
-    namespace, name = pod.get("namespace") or "default", str(pod.get("name"))
-    shown = name if namespace == "default" else f"{namespace}/{name}"
+    shown = _shown(pod)
     rows = [_row(shown, "(VM)", pod.get("vm") or {})]
     return rows + [_row(shown, c, stats or {}) for c, stats in (pod.get("containers") or {}).items()]
 

@@ -8,8 +8,8 @@ of series is bounded: a fixed set for each pod VM that is there, buckets include
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Metric
@@ -17,12 +17,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from hypervisor.controller.diskfigures import open_disks
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
 from hypervisor.errors import HvError
 
 PATIENCE_S = 1.0
 LABELS = ("namespace", "pod", "uid")
+_DISK_LABELS = (*LABELS, "disk")
 LATENCY_BITS = range(10, 31, 2)
 """Upper bounds of the latency's buckets, as powers of two of nanoseconds: 1 us to 1.1 s."""
 _NS = 1e-9
@@ -65,6 +67,21 @@ _ROWS: tuple[tuple[type[Metric], str, tuple[str, ...], float, str], ...] = (
     (_COUNTER, "percpu_restarts", ("vmx", "percpu", "restarts"), 1, "Per-CPU sequences that vmx began again."),
     (_GAUGE, "percpu_memory_bytes", ("vmx", "percpu", "memory_bytes"), 1, "Memory of vmx's per-CPU areas."),
 )  # fmt: skip
+_DISK_ROWS: tuple[tuple[str, str, str], ...] = (
+    ("requests", "requests", "Requests of the guest to this disk."),
+    ("read_bytes", "read_bytes", "Bytes read from it."),
+    ("written_bytes", "written_bytes", "Bytes written to it."),
+    ("redirects", "redirects", "Requests that its chain redirected to another disk's."),
+    ("errors", "errors", "Requests that failed."),
+)
+_DISK_LATENCIES = (
+    ("latency_seconds", "latency_ns", "Mean time that a request took, where somebody measures it."),
+    (
+        "latency_p99_seconds",
+        "latency_p99_ns",
+        "What 99 of 100 requests stayed below, where a stats filter measures it.",
+    ),
+)
 _HOST_ROWS = (
     ("vads", ("page_frames", "vads"), "Virtual address descriptors in the host's page-frame database."),
     ("vad_bytes", ("page_frames", "vad_bytes"), "Their memory."),
@@ -84,8 +101,14 @@ _POOL_COUNTERS = (
 class Look(Collector):
     """What one look found. A `Collector` because that is what writes each of Prometheus' formats."""
 
-    def __init__(self, vms: list[tuple[tuple[str, ...], Mapping[str, Any]]], host: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        vms: list[tuple[tuple[str, ...], Mapping[str, Any]]],
+        host: Mapping[str, Any],
+        disks: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self._vms = vms
+        self._disks = disks
         self._host = host
 
     def collect(self) -> Iterable[Metric]:
@@ -101,6 +124,7 @@ class Look(Collector):
                     family.add_metric(labels, value * unit)
             yield family
         yield self._latency()
+        yield from self._disk_families()
         yield from self._host_families()
 
     def _latency(self) -> Metric:
@@ -114,6 +138,18 @@ class Look(Collector):
                 family.add_metric(labels, list(buckets(ram["latency"])), None if total is None else total * _NS)
         return family
 
+    def _disk_families(self) -> Iterator[Metric]:
+        """Of pods' disks; those of the host's own that are open have empty labels but ``disk``."""
+        own: list[tuple[tuple[str, ...], Any]] = [(("", "", "", str(disk["name"])), disk) for disk in self._disks]
+        of_vms = [((*labels, str(d["name"])), d) for labels, stats in self._vms for d in stats.get("disks") or ()]
+        for name, key, text in _DISK_ROWS:
+            yield _disk_family(
+                CounterMetricFamily(f"podvisor_disk_{name}", text, labels=_DISK_LABELS), own + of_vms, key
+            )
+        for name, key, text in _DISK_LATENCIES:
+            family = GaugeMetricFamily(f"podvisor_disk_{name}", text, labels=_DISK_LABELS)
+            yield _disk_family(family, own + of_vms, key, _NS)
+
     def _host_families(self) -> Iterator[Metric]:
         for name, path, text in _HOST_ROWS:
             if (value := number(self._host, path)) is not None:
@@ -121,6 +157,13 @@ class Look(Collector):
         for name, key, text in _POOL_COUNTERS:
             if (value := number(self._host, ("pool", key))) is not None:
                 yield CounterMetricFamily(f"podvisor_host_{name}", text, value=value)
+
+
+def _disk_family(family: Any, disks: Iterable[tuple[tuple[str, ...], Any]], key: str, unit: float = 1) -> Metric:
+    for labels, disk in disks:
+        if (value := number(disk, (key,))) is not None:
+            family.add_metric(labels, value * unit)
+    return cast(Metric, family)
 
 
 def number(stats: Mapping[str, Any], path: Iterable[str]) -> float | None:
@@ -145,7 +188,8 @@ async def look(pods: Pods) -> Look:
     found = await asyncio.gather(*(_stats(pod) for pod in alive))
     labels = [(pod.pod.namespace, pod.pod.name, pod.stored.uid) for pod in alive]
     share_frames(found)
-    return Look(list(zip(labels, found, strict=True)), pods.host_usage())
+    disks = await open_disks(pods.disks)
+    return Look(list(zip(labels, found, strict=True)), pods.host_usage(), disks)
 
 
 async def _stats(pod: PodVm) -> dict[str, Any]:

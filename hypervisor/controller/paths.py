@@ -100,6 +100,11 @@ class HostPaths:
         return _followed(self.root / "templates")
 
     @property
+    def disks(self) -> Path:
+        """Virtual disks of the host's own (``hv disk``)."""
+        return self.root / "disks"
+
+    @property
     def warm(self) -> Path:
         """VMs of the warm pool, also after a pod has taken one: its own folder then has a link to it."""
         return self.root / "warm"

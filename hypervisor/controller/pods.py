@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -75,6 +76,11 @@ class Pods:
         """Ids of the images that a pod which has not ended runs or waits to run."""
         records = [p.journal.record for p in self._pods.values() if not p.journal.record.closed]
         return {c.image_id for r in records for c in (*r.init_containers, *r.containers) if c.image_id}
+
+    @property
+    def disks(self) -> Path:
+        """Where the host's own virtual disks are."""
+        return self._paths.disks
 
     def host_usage(self) -> Mapping[str, Any]:
         """What the VM manager takes beside the pods' VMs."""

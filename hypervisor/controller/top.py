@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from hypervisor.controller.diskfigures import open_disks
 from hypervisor.controller.metrics import share_frames
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
@@ -17,7 +18,7 @@ async def usage(pods: Pods) -> dict[str, Any]:
     """The answer to ``GET /hv/v1/top``. A VM that does not answer is listed with what is known."""
     found = await asyncio.gather(*(_usage(pods, pod) for pod in pods if pod.machine is not None))
     share_frames(one["vm"] for one in found)
-    return {"pods": found, "host": pods.host_usage()}
+    return {"pods": found, "host": pods.host_usage(), "disks": await open_disks(pods.disks)}
 
 
 async def _usage(pods: Pods, pod: PodVm) -> dict[str, Any]:

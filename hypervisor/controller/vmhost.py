@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from hypervisor.controller import warmvm
+from hypervisor.controller.diskfigures import vm_disks
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.paths import HostPaths
 from hypervisor.controller.sizing import MemoryLedger
@@ -294,7 +295,8 @@ class HostedVm:
         known = {"accelerator": self.plan.accelerator, "pids_of": dict(self.vm.pids)}
         if self.plan.clone is not None:
             known["frames"] = _frames(self.plan.clone)
-        return asdict(await self.vm.stats()) | known
+        stats = asdict(await self.vm.stats())
+        return stats | known | {"disks": await vm_disks(self.vm, stats["vmx"])}
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """A QMP command."""

@@ -22,6 +22,7 @@ from hypervisor.vmx.config import BlockConfig, RamConfig, VmxConfig, VmxFds
 from hypervisor.vmx.process import ProcessId
 
 _ANSWER_S = 2.0
+_STATS_MAX = 1 << 20
 
 
 class DeviceProcesses(Protocol):
@@ -101,7 +102,7 @@ async def vmx_stats(socket: Path) -> Mapping[str, Any]:
     """vmx's counters; empty when it does not answer, for they are shown and never needed."""
     try:
         async with asyncio.timeout(_ANSWER_S):
-            reader, writer = await asyncio.open_unix_connection(str(socket))
+            reader, writer = await asyncio.open_unix_connection(str(socket), limit=_STATS_MAX)
             try:
                 writer.write(b'{"call":"stats"}\n')
                 answer = json.loads(await reader.readline())

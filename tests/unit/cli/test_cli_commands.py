@@ -412,6 +412,18 @@ def test_tables_have_a_line_a_row(rows: list[list[str]]) -> None:
     assert all(c.isprintable() for c in text.replace("\n", ""))
 
 
+def test_top_of_disks(capsys: pytest.CaptureFixture[str]) -> None:
+    disk = {"name": "scratch", "served_by": "vmx", "requests": 12, "read_bytes": 2**20, "written_bytes": 0}
+    disk |= {"redirects": 3, "errors": 0, "latency_ns": 1_500_000, "latency_p99_ns": None, "filters": ["stats", "null"]}
+    own = {"name": "debian", "requests": 7}
+    top.print_disks({"pods": [{"name": "web", "vm": {"disks": [disk]}}], "disks": [own]}, "table")
+    header, of_pod, of_host = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["POD", "DISK"]
+    assert of_pod.split()[:5] == ["web", "scratch", "vmx", "12", "1.0Mi"] and of_pod.split()[-1] == "stats,null"
+    assert "1.50ms" in of_pod
+    assert of_host.split()[:4] == ["(host)", "debian", "itself", "7"]
+
+
 def test_top_shows_the_warm_pool(capsys: pytest.CaptureFixture[str]) -> None:
     top.print_top({"pods": [], "host": {"pool": {"wanted": 2, "ready": 1, "memory_bytes": 2**20}}}, "table")
     assert capsys.readouterr().out.splitlines()[-1].split()[:7] == ["(warm", "pool)", "1", "of", "2", "VMs", "ready"]

@@ -99,6 +99,17 @@ async def test_latency_is_a_cumulative_histogram_in_seconds(bench: Bench, scrape
     assert found["4.096e-06"] == 5 and found["6.5536e-05"] == 7 and found["+Inf"] == 7
 
 
+async def test_disks_have_a_label_of_their_own(bench: Bench, scraper: TestClient[Any, Any]) -> None:
+    disk = {"name": "scratch", "requests": 5, "redirects": 2, "latency_ns": 1500, "latency_p99_ns": None}
+    await run_pods(bench, one={**STATS, "disks": [disk]})
+    text = await scrape(scraper)
+    (sample,) = [line for line in text.splitlines() if line.startswith("podvisor_disk_requests_total{")]
+    assert 'disk="scratch"' in sample and 'pod="one"' in sample and sample.endswith(" 5.0")
+    assert "podvisor_disk_redirects_total{" in text
+    assert "podvisor_disk_latency_p99_seconds{" not in text
+    assert "1.5e-06" in next(line for line in text.splitlines() if line.startswith("podvisor_disk_latency_seconds{"))
+
+
 async def test_a_hung_vmx_costs_the_others_nothing(
     bench: Bench, scraper: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
