@@ -14,6 +14,7 @@
 #include "rooms.h"
 
 #define MOST_CPUS 65536
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 static int fail(int *err, int code)
 {
@@ -111,12 +112,13 @@ static void init_header(struct pv_percpu_header *header, uint32_t cpus)
 
 int pv_percpu_create(uint32_t cpus, struct pv_percpu **out, int *err)
 {
-    cleanup_fd int fd = memfd_create("percpu", MFD_CLOEXEC);
+    cleanup_fd int fd = memfd_create("percpu", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     if (cpus > MOST_CPUS)
         return fail(err, EINVAL);
     cpus = cpus ? cpus : possible_cpus();
-    if (fd < 0 || ftruncate(fd, (off_t)whole_bytes(cpus)))
+    /* Sealed: nobody can take the memory away under another's hands, which would kill him by SIGBUS. */
+    if (fd < 0 || ftruncate(fd, (off_t)whole_bytes(cpus)) || fcntl(fd, F_ADD_SEALS, SEALS))
         return fail(err, errno);
     if (open_areas(fd, cpus, out, err))
         return -1;
@@ -136,7 +138,7 @@ int pv_percpu_attach(int fd, struct pv_percpu **out, int *err)
 
     if (own < 0 || fstat(own, &status))
         return fail(err, errno);
-    if (pread(own, &start, sizeof start, 0) != sizeof start || start.magic != PV_PERCPU_MAGIC ||
+    if ((fcntl(own, F_GET_SEALS) & SEALS) != SEALS || pread(own, &start, sizeof start, 0) != sizeof start || start.magic != PV_PERCPU_MAGIC ||
         start.version != PV_PERCPU_VERSION || !start.cpus || start.cpus > MOST_CPUS ||
         (size_t)status.st_size != whole_bytes(start.cpus))
         return fail(err, EINVAL);
@@ -220,6 +222,8 @@ static struct pv_percpu_slot *find_slot(struct pv_percpu_header *header)
 
         if (!slot->limit) {
             header->cursor = (header->cursor + i + 1) % PV_PERCPU_SLOTS;
+            if (header->high < slot - header->slots + 1)
+                header->high = (uint32_t)(slot - header->slots + 1);
             return slot;
         }
     }
@@ -320,8 +324,10 @@ int64_t pv_percpu_next(const struct pv_percpu *areas, struct pv_percpu_ref ref, 
         off_t wanted = place + ((off_t)from << PV_PERCPU_SHIFT);
         off_t found = lseek(areas->fd, wanted, SEEK_DATA);
 
+        if (found < 0 && errno == ENXIO)
+            return -1; /* only holes from here on */
         if (found < 0)
-            return -1; /* ENXIO: only holes from here on */
+            return from; /* somebody closed the descriptor: then every area counts, and gets memory by being looked at */
         if (found < wanted + 4096)
             return from;
         from = (uint32_t)((found - place + (1L << PV_PERCPU_SHIFT) - 4096) >> PV_PERCPU_SHIFT);
@@ -345,11 +351,13 @@ int pv_percpu_sum(const struct pv_percpu *areas, pv_percpu_handle handle, int64_
 void pv_percpu_get_stats(const struct pv_percpu *areas, struct pv_percpu_stats *out)
 {
     struct stat status = {0};
+    uint32_t high = __atomic_load_n(&areas->header->high, __ATOMIC_RELAXED);
 
+    high = high < PV_PERCPU_SLOTS ? high : PV_PERCPU_SLOTS;
     *out = (struct pv_percpu_stats){.cpus = areas->cpus, .origin = (uint64_t)pv_rseq_origin()};
     for (uint32_t i = 0; i < PV_PERCPU_UNITS / 64; i++)
         out->item_bytes += (uint64_t)__builtin_popcountll(areas->header->used[i]) * PV_PERCPU_UNIT;
-    for (uint32_t i = 0; i < PV_PERCPU_SLOTS; i++)
+    for (uint32_t i = 0; i < high; i++)
         out->items += areas->header->slots[i].limit != 0;
     fstat(areas->fd, &status);
     out->memory_bytes = (uint64_t)status.st_blocks * 512;

@@ -8,7 +8,7 @@
 #include "percpu.h"
 
 #define PV_PERCPU_MAGIC 0x6470722d75706370ULL
-#define PV_PERCPU_VERSION 1
+#define PV_PERCPU_VERSION 2
 #define PV_PERCPU_HEADER_BYTES (4UL << 20) /* and the mapping's alignment: a slot's address gives the header's */
 #define PV_PERCPU_UNIT 8
 #define PV_PERCPU_UNITS (PV_PERCPU_MAX_BYTES / PV_PERCPU_UNIT)
@@ -27,6 +27,7 @@ struct pv_percpu_header {
     pthread_mutex_t lock;                /* of the slots and the map of units; robust */
     uint32_t cursor;                     /* where the search for a FREE slot goes on: so the one freed last is used last */
     uint32_t low;                        /* every unit below is taken */
+    uint32_t high;                       /* no slot from here on was ever used: nobody looks at its memory, so it has none */
     uint32_t locks[PV_PERCPU_LOCKS];     /* of the shared areas, for what needs more than one word */
     uint64_t used[PV_PERCPU_UNITS / 64]; /* map of units */
     struct pv_percpu_slot slots[PV_PERCPU_SLOTS];

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Self
 
+from hypervisor.errors import InvalidInput
 from hypervisor.percpu.native import failure, ffi, lib, new_error
+
+MOST_CPUS = 65536
 
 
 class Registration(IntEnum):
@@ -41,15 +44,20 @@ class PerCpuAreas:
     """Areas for all CPUs of the machine, 1 MiB of items in each; memory is taken only on CPUs that use an item.
 
     Every counter and ring holds its areas; they are unmapped when the last of these is gone. Threads may share one
-    object. A child of ``fork`` shares the areas; other processes get `fd` and call `attach`.
+    object. A child of ``fork`` shares the areas; other processes get `fd` and call `attach`. Processes that share areas
+    trust each other: none can take the memory away (it is sealed), but one that writes nonsense there harms all.
 
     :param cpus: how many CPUs to make room for; 0: as many as the machine can ever have. Threads on others work, too,
         more slowly
-    :raises InvalidInput: more than 65536
+    :raises InvalidInput: fewer than none, or more than 65536
     :raises ResourceExhausted: no memory or descriptors
     """
 
     def __init__(self, cpus: int = 0) -> None:
+        if not 0 <= cpus <= MOST_CPUS:
+            raise InvalidInput(
+                f"per-CPU areas for {cpus} CPUs: take 0 (as many as the machine can have) to {MOST_CPUS}"
+            )
         out, err = ffi.new("struct pv_percpu **"), new_error()
         if lib.pv_face_create(cpus, out, err) < 0:
             raise failure("making per-CPU areas", err)
@@ -63,6 +71,8 @@ class PerCpuAreas:
         :raises InvalidInput: that is no descriptor of such areas
         """
         out, err = ffi.new("struct pv_percpu **"), new_error()
+        if not 0 <= fd < 1 << 31:
+            raise InvalidInput(f"attaching to per-CPU areas: {fd} is no descriptor")
         if lib.pv_face_attach(fd, out, err) < 0:
             raise failure(f"attaching to the per-CPU areas of descriptor {fd}", err)
         self = cls.__new__(cls)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from hypervisor.percpu.area import PerCpuAreas
-from hypervisor.percpu.native import failure, ffi, freed, lib, new_error
+from hypervisor.percpu.native import failure, ffi, freed, lib, new_error, valid_handle
 
 
 class PerCpuCounter:
@@ -22,6 +22,7 @@ class PerCpuCounter:
 
     :param areas: where it lives; kept alive
     :param handle: of a counter that exists, perhaps made by another process; 0: makes one, starting at 0
+    :raises InvalidInput: the handle is no number of 64 bits
     :raises NotFound: the handle is of no item of these areas, or of one that was closed
     :raises ResourceExhausted: the areas are full
     """
@@ -30,7 +31,7 @@ class PerCpuCounter:
         self._areas, self._counter = areas, ffi.new("struct pv_face_counter *")
         self._own = handle == 0
         err = new_error()
-        if lib.pv_face_counter_open(areas.handle, handle, self._counter, err) < 0:
+        if lib.pv_face_counter_open(areas.handle, valid_handle(handle), self._counter, err) < 0:
             raise failure("opening a per-CPU counter", err)
 
     @property

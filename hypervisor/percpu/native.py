@@ -36,6 +36,16 @@ def failure(what: str, err: Any) -> HvError:
     return _KINDS.get(code, Unavailable)(f"{what}: {_WORDS.get(code, os.strerror(code))}")
 
 
+def valid_handle(handle: int) -> int:
+    """The handle, if it could be one.
+
+    :raises InvalidInput: it is no number of 64 bits
+    """
+    if not 0 <= handle < 1 << 64:
+        raise InvalidInput(f"{handle} is no handle of a per-CPU item: it is the number that `handle` of another has")
+    return handle
+
+
 def freed(what: str) -> HvError:
     """The exception for an operation on an item that was closed."""
     return NotFound(f"{what}: {_WORDS[errno.ESTALE]}")

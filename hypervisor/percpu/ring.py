@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
+from hypervisor.errors import InvalidInput
 from hypervisor.percpu.area import PerCpuAreas
-from hypervisor.percpu.native import failure, ffi, freed, lib, new_error
+from hypervisor.percpu.native import failure, ffi, freed, lib, new_error, valid_handle
+
+SMALLEST, LARGEST = 4096, 524288
+NEVER = 1 << 20
+"""Bytes of a record that is too long for any ring."""
 
 
 class PerCpuRing:
@@ -25,17 +30,19 @@ class PerCpuRing:
     :param size: bytes of records that each CPU's ring can hold, a power of two from 4096 to 524288; 8 bytes a record
         are its header
     :param handles: of a ring that exists, instead of `size`
-    :raises InvalidInput: a size that is none
+    :raises InvalidInput: a size that is none; handles that are no numbers of 64 bits
     :raises NotFound: the handles are of no ring of these areas, or of one that was closed
     :raises ResourceExhausted: the areas are full
     """
 
     def __init__(self, areas: PerCpuAreas, size: int = 0, *, handles: tuple[int, int] | None = None) -> None:
         self._areas, self._own = areas, handles is None
-        control, data = handles or (0, 0)
         out, err = ffi.new("struct pv_face_ring **"), new_error()
-        if handles is None and size == 0:
-            size = 65536
+        if handles is None:
+            size = size or 65536
+            if not SMALLEST <= size <= LARGEST or size & (size - 1):
+                raise InvalidInput(f"a per-CPU ring of {size} bytes: take a power of two from {SMALLEST} to {LARGEST}")
+        control, data = (valid_handle(handle) for handle in handles or (0, 0))
         if lib.pv_face_ring_open(areas.handle, size if self._own else 0, control, data, out, err) < 0:
             raise failure("opening a per-CPU ring", err)
         self._ring: Any = ffi.gc(out[0], lib.pv_face_ring_close)
@@ -47,13 +54,14 @@ class PerCpuRing:
         lib.pv_face_ring_handles(self._ring, control, data)
         return int(control[0]), int(data[0])
 
-    def put(self, record: bytes) -> bool:
+    def put(self, record: bytes | bytearray | memoryview) -> bool:
         """Writes a record; False when this CPU's ring has no room for it now (that is counted), or never: longer than
         half the ring.
 
         :raises NotFound: the ring was closed
         """
-        result = int(lib.pv_face_ring_put(self._ring, ffi.from_buffer(record), len(record)))
+        data = ffi.from_buffer(record)
+        result = int(lib.pv_face_ring_put(self._ring, data, min(len(data), NEVER)))
         if result < 0:
             raise freed("writing to a per-CPU ring")
         return result == 1

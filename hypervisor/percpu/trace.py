@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypervisor.errors import InvalidInput
 from hypervisor.percpu.area import PerCpuAreas
 from hypervisor.percpu.native import failure, ffi, lib, new_error
 
@@ -17,6 +18,8 @@ class PerCpuTrace:
     """
 
     def __init__(self, areas: PerCpuAreas, records: int = 8192) -> None:
+        if not 128 <= records <= 16384:
+            raise InvalidInput(f"a trace of {records} events a CPU: take a power of two from 128 to 16384")
         out, err = ffi.new("struct pv_face_trace **"), new_error()
         if lib.pv_face_trace_open(areas.handle, records, out, err) < 0:
             raise failure(f"making a trace of {records} events a CPU", err)

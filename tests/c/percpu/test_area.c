@@ -69,7 +69,7 @@ static void test_memory_for_cpus_in_use_only(void)
     uint64_t before = memory_of(areas);
 
     CHECK(pv_percpu_next(areas, get(areas, handle), 0) == -1 && sum_of(areas, handle) == 0);
-    CHECK(memory_of(areas) == before);
+    CHECK(memory_of(areas) == before && before <= 12 * 4096);
     CHECK(!pv_percpu_add(get(areas, handle), 7));
     CHECK(sum_of(areas, handle) == 7);
     CHECK(memory_of(areas) <= before + 3 * 4096); /* a page, and one more should the thread have been moved */
@@ -179,6 +179,30 @@ static void test_fork_and_attach(void)
     pv_percpu_destroy(areas);
 }
 
+/* As somebody would make it who means to shrink it later. */
+static int unsealed_copy(const struct pv_percpu *areas)
+{
+    int fd = memfd_create("copy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    char start[64];
+
+    CHECK(pread(pv_percpu_fd(areas), start, sizeof start, 0) == sizeof start);
+    CHECK(!ftruncate(fd, lseek(pv_percpu_fd(areas), 0, SEEK_END)) && pwrite(fd, start, sizeof start, 0) == sizeof start);
+    return fd;
+}
+
+/* Sums are right though somebody closed the descriptor. */
+static void test_descriptor_closed(void)
+{
+    struct pv_percpu *areas = areas_for(4);
+    pv_percpu_handle handle = item(areas, 8);
+    int fd = pv_percpu_fd(areas), spare = dup(fd);
+
+    CHECK(!pv_percpu_add(get(areas, handle), 5) && !close(fd));
+    CHECK(sum_of(areas, handle) == 5);
+    CHECK(dup2(spare, fd) == fd && !close(spare));
+    pv_percpu_destroy(areas);
+}
+
 static void test_attach_to_nonsense(void)
 {
     struct pv_percpu *areas = areas_for(2), *out;
@@ -188,9 +212,14 @@ static void test_attach_to_nonsense(void)
     CHECK(pv_percpu_attach(-1, &out, &err) == -1 && err == EBADF);
     CHECK(pv_percpu_attach(fd, &out, &err) == -1 && err == EINVAL);
     CHECK(!ftruncate(fd, 100 << 20) && pv_percpu_attach(fd, &out, &err) == -1 && err == EINVAL);
-    CHECK(!ftruncate(pv_percpu_fd(areas), 4 << 20)); /* cut short */
-    CHECK(pv_percpu_attach(pv_percpu_fd(areas), &out, &err) == -1 && err == EINVAL);
+    CHECK(ftruncate(pv_percpu_fd(areas), 4 << 20) && errno == EPERM); /* cannot be cut short */
+    CHECK(ftruncate(pv_percpu_fd(areas), 100 << 20) && errno == EPERM);
     CHECK(pwrite(fd, zeroes, sizeof zeroes, 0) == sizeof zeroes);
+    close(fd);
+    fd = unsealed_copy(areas);
+    CHECK(pv_percpu_attach(fd, &out, &err) == -1 && err == EINVAL);
+    CHECK(!fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) && !pv_percpu_attach(fd, &out, &err));
+    pv_percpu_destroy(out);
     close(fd);
     pv_percpu_destroy(areas);
 }
@@ -306,6 +335,7 @@ int main(void)
     test_more_cpus_than_expected();
     test_fork_and_attach();
     test_attach_to_nonsense();
+    test_descriptor_closed();
     test_killed();
     test_freed_while_used();
     test_slice();

@@ -17,6 +17,7 @@ from hypervisor.errors import InvalidInput, NotFound, ProtocolError, ResourceExh
 from hypervisor.percpu.area import PerCpuAreas, Registration, slice_extension
 from hypervisor.percpu.counter import PerCpuCounter
 from hypervisor.percpu.ring import PerCpuRing
+from hypervisor.percpu.trace import PerCpuTrace
 
 ADDS = 20_000
 
@@ -146,6 +147,93 @@ def test_bad_input_is_refused(areas: PerCpuAreas, tmp_path: Path) -> None:
         PerCpuAreas.attach(-1)
 
 
+@pytest.mark.parametrize("number", [-1, 2**40, 2**64])
+def test_numbers_out_of_range_are_refused(areas: PerCpuAreas, number: int) -> None:
+    for use in (
+        lambda: PerCpuAreas(number),
+        lambda: PerCpuRing(areas, number),
+        lambda: PerCpuTrace(areas, number),
+        lambda: PerCpuAreas.attach(number),
+    ):
+        with pytest.raises(InvalidInput):
+            use()
+    error = NotFound if number == 2**40 else InvalidInput  # a handle has 64 bits
+    with pytest.raises(error):
+        PerCpuCounter(areas, number)
+    with pytest.raises(error):
+        PerCpuRing(areas, handles=(number, number))
+    assert areas.stats().items == 0
+
+
+def test_nobody_can_take_the_memory_away(areas: PerCpuAreas) -> None:
+    """Else whoever has the descriptor could end every process that uses it, by SIGBUS."""
+    counter = PerCpuCounter(areas)
+    counter.add()
+    for size in (0, 4096, os.fstat(areas.fd).st_size * 2):
+        with pytest.raises(PermissionError):
+            os.ftruncate(areas.fd, size)
+    unsealed = os.memfd_create("unsealed")
+    os.ftruncate(unsealed, os.fstat(areas.fd).st_size)
+    os.pwrite(unsealed, os.pread(areas.fd, 4096, 0), 0)
+    with pytest.raises(InvalidInput, match="attaching"):
+        PerCpuAreas.attach(unsealed)
+    os.close(unsealed)
+    counter.add()
+    assert counter.value() == 2
+
+
+def test_a_closed_descriptor_hides_nothing(areas: PerCpuAreas) -> None:
+    counter = PerCpuCounter(areas)
+    counter.add(5)
+    fd, spare = areas.fd, os.dup(areas.fd)
+    os.close(fd)
+    assert counter.value() == 5
+    os.dup2(spare, fd, inheritable=False)  # it is the object's to close
+    os.close(spare)
+
+
+def test_items_of_others_are_told_apart_by_kind_and_areas(areas: PerCpuAreas) -> None:
+    other = PerCpuAreas()
+    ring = PerCpuRing(other, 4096)
+    with pytest.raises(NotFound):
+        PerCpuRing(areas, handles=ring.handles)
+    with pytest.raises(InvalidInput):
+        PerCpuRing(other, handles=ring.handles[::-1])
+
+
+SUBINTERPRETER = """
+import sys, _xxsubinterpreters as interpreters
+from hypervisor.percpu.area import PerCpuAreas
+from hypervisor.percpu.counter import PerCpuCounter
+counter = PerCpuCounter(PerCpuAreas())
+script = f'''
+from hypervisor.percpu.area import PerCpuAreas
+from hypervisor.percpu.counter import PerCpuCounter
+PerCpuCounter(PerCpuAreas.attach({counter._areas.fd}), {counter.handle}).add(7)
+'''
+for _ in range(3):
+    interpreter = interpreters.create()
+    interpreters.run_string(interpreter, script)
+    interpreters.destroy(interpreter)
+counter.add()
+sys.exit(counter.value() != 22)
+"""
+
+
+def test_subinterpreters_share_them() -> None:
+    pytest.importorskip("_xxsubinterpreters", reason="this Python has no such module for subinterpreters")
+    subprocess.run([sys.executable, "-c", SUBINTERPRETER], check=True, timeout=60)
+
+
+def test_threads_come_and_go(areas: PerCpuAreas) -> None:
+    counter = PerCpuCounter(areas)
+    for _ in range(100):
+        thread = threading.Thread(target=counter.add)
+        thread.start()
+        thread.join()
+    assert counter.value() == 100
+
+
 def test_areas_are_finite(areas: PerCpuAreas) -> None:
     rings = [PerCpuRing(areas, 524288)]
     with pytest.raises(ResourceExhausted):
@@ -160,6 +248,8 @@ def test_ring_gives_back_what_was_put(areas: PerCpuAreas) -> None:
         assert all(ring.put(record) for record in records)
         assert sorted(record for _, record in ring.drain()) == sorted(records)
         assert list(ring.drain()) == []
+        assert ring.put(memoryview(b"abcdefgh").cast("I")) and ring.put(bytearray(b"xy"))
+        assert sorted(record for _, record in ring.drain()) == [b"abcdefgh", b"xy"]
         assert not ring.put(b"x" * 2041)
         assert ring.counts() == {"dropped": 1, "abandoned": 0, "waiting_bytes": 0}
     with pytest.raises(NotFound):
@@ -201,12 +291,15 @@ def test_stats_say_what_is_there() -> None:
     areas = PerCpuAreas(4096)
     before = areas.stats()
     assert (before.cpus, before.items, before.item_bytes) == (4096, 0, 0)
+    assert before.memory_bytes <= 12 * 4096  # looking costs nothing
     counter = PerCpuCounter(areas)
     counter.add()
     after = areas.stats()
     assert (after.items, after.item_bytes) == (1, 8)
     assert after.memory_bytes - before.memory_bytes <= 4 * 4096
     assert after.registration in Registration
+    counter.close()
+    assert areas.stats().items == 0
 
 
 def test_the_kernel_says_why_there_is_no_slice_extension() -> None:
