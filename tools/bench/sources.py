@@ -58,6 +58,7 @@ def run(rounds: int) -> list[Figure]:
         (path,) = (p.parent for p in (host.state / "templates").glob("*/working-set"))
         given = _input(path, Path(folder))
         samples: dict[str, list[float]] = {name: [] for name in _NAMES}
+        frames: list[float] = []
         for _ in range(rounds):
             with _database() as database:
                 samples["plain"].append(_fill(database, given, SourceKind.FILE, None))
@@ -66,10 +67,12 @@ def run(rounds: int) -> list[Figure]:
                 vad = database.add(SourceKind.ZSTD, pages=given.size // PAGE, source=1)
                 for name in ("first", "next"):
                     samples[name].append(_fill(database, given, SourceKind.ZSTD, loader, vad))
+                frames.append(loader.counts().bytes / 2**20)
         sizes = [float(file.stat().st_blocks * 512) / 2**20 for file in (given.plain, given.packed)]
     what = f"working set of {len(given.pages)} pages filled from"
     return [
         *(Figure(f"{what} {_NAMES[name]}", "ms", tuple(values)) for name, values in samples.items()),
+        Figure("memory that its shared frames take while the source is in use", "MiB", tuple(frames)),
         Figure("template's RAM on disk, plain", "MiB", (sizes[0],)),
         Figure(f"the same, zstd in frames of {UNIT_BYTES >> 10} KiB", "MiB", (sizes[1],)),
     ]
