@@ -196,11 +196,12 @@ void pv_loop_disarm(struct pv_loop *loop, struct pv_timer *timer)
 void pv_loop_poll(struct pv_loop *loop, struct pv_poller *poller)
 {
     pv_list_append(&loop->pollers, &poller->link);
+    loop->armed += poller->arm != NULL;
 }
 
 void pv_loop_unpoll(struct pv_loop *loop, struct pv_poller *poller)
 {
-    (void)loop;
+    loop->armed -= pv_linked(&poller->link) && poller->arm;
     pv_list_remove(&poller->link);
 }
 
@@ -335,15 +336,17 @@ static int wait_events(struct pv_loop *loop, uint64_t max_ns, bool *found, int *
     return 0;
 }
 
-/* One pass over everything that may have work, without sleeping. */
-static int look(struct pv_loop *loop, bool *found, int *err)
+/* One pass over everything that may have work, without sleeping. `sleeping`: if nothing is found the caller sleeps, which
+ * looks at the descriptors. */
+static int look(struct pv_loop *loop, bool sleeping, bool *found, int *err)
 {
-    bool more = false;
+    bool more = false, due;
 
     *found = run_pollers(loop);
     *found |= run_posted(loop);
     *found |= run_timers(loop);
-    if ((!*found || loop->now_ns - loop->looked_ns >= PV_LOOP_LOOK_NS) && wait_events(loop, 0, &more, err))
+    due = *found ? loop->now_ns - loop->looked_ns >= PV_LOOP_LOOK_NS : !sleeping;
+    if (due && wait_events(loop, 0, &more, err))
         return -1;
     *found |= more;
     *found |= run_deferred(loop);
@@ -394,20 +397,20 @@ static int sleep_once(struct pv_loop *loop, uint64_t max_ns, int *err)
 
 int pv_loop_turn(struct pv_loop *loop, uint64_t max_sleep_ns, int *err)
 {
-    uint64_t idle_since = 0;
-    bool found;
+    uint64_t idle_since = 0, window = loop->armed ? loop->window_ns : 0;
+    bool stopping = __atomic_load_n(&loop->stopping, __ATOMIC_ACQUIRE), found;
 
     loop->turns++;
     do {
         loop->now_ns = pv_loop_clock_ns();
-        if (look(loop, &found, err))
+        if (look(loop, !window && max_sleep_ns && !stopping, &found, err))
             return -1;
         if (found)
             return 0;
         if (!idle_since)
             idle_since = loop->now_ns;
-    } while (loop->now_ns - idle_since < loop->window_ns && loop->now_ns - idle_since < max_sleep_ns);
-    if (__atomic_load_n(&loop->stopping, __ATOMIC_ACQUIRE) || !max_sleep_ns)
+    } while (loop->now_ns - idle_since < window && loop->now_ns - idle_since < max_sleep_ns);
+    if (stopping || !max_sleep_ns)
         return 0;
     return sleep_once(loop, max_sleep_ns, err);
 }

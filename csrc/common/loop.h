@@ -13,8 +13,10 @@
  * Sleeping is dear: in a virtual machine a wake-up across CPUs costs more than most requests. So the loop goes on
  * polling for a window before it sleeps. The window adapts as KVM's halt polling does (linux/virt/kvm/kvm_main.c,
  * grow and shrink of halt_poll_ns): a sleep that ended sooner than `spin_max_ns` doubles it, a longer one halves
- * it. With `spin_max_ns` 0 the loop never spins. While it polls, pollers keep their peers' notifications suppressed;
- * before it sleeps, `arm` asks for them again and looks once more, so that nothing is missed.
+ * it. With `spin_max_ns` 0 the loop never spins, nor does it where no poller has `arm`: to look at descriptors alone
+ * over and over costs a system call each time, and keeps the CPU from the peer that is to be waited for. While it polls,
+ * pollers keep their peers' notifications suppressed; before it sleeps, `arm` asks for them again and looks once more, so
+ * that nothing is missed.
  *
  * Deferred tasks run at the end of the turn that deferred them: that is where what was gathered in a turn goes out in
  * one system call (submissions to io_uring, replies to a socket, an interrupt to a guest). What they defer runs in the same
@@ -70,6 +72,7 @@ struct pv_loop {
     uint64_t now_ns;            /* as of this turn */
     uint64_t looked_ns;         /* when descriptors were last looked at */
     struct pv_link pollers;     /* struct pv_poller */
+    unsigned armed;             /* pollers that have `arm` */
     struct pv_link timers;      /* struct pv_timer, soonest first */
     struct pv_task *deferred;   /* newest first */
     struct pv_task *running;    /* deferred tasks of this turn that are still to run, oldest first */

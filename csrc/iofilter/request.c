@@ -145,7 +145,7 @@ struct pv_child *pv_take_child(struct pv_instance *instance)
 
     if (pv_list_empty(&instance->spare))
         return calloc(1, sizeof(*child));
-    child = pv_member(instance->spare.next, struct pv_child, io.link);
+    child = pv_member(instance->spare.prev, struct pv_child, io.link); /* the one used last: it is in the cache */
     pv_list_remove(&child->io.link);
     instance->spares--;
     memset(&child->io, 0, offsetof(struct pv_io, frames));

@@ -159,6 +159,20 @@ static void on_target_loop(struct pv_task *task)
     submit_to_instance(pv_member(task, struct pv_child, task));
 }
 
+/* Field by field: it came zeroed but for the frames, which are whose chain it enters to clear. */
+static void fill(struct pv_child *carrier, struct pv_io *io)
+{
+    carrier->io.type = io->type;
+    carrier->io.flags = io->flags;
+    carrier->io.offset = io->offset;
+    carrier->io.length = io->length;
+    carrier->io.iov = io->iov;
+    carrier->io.iov_count = io->iov_count;
+    carrier->io.done = carrier_done;
+    carrier->io.owner = io;
+    carrier->io.hops = io->hops + 1;
+}
+
 void pv_target_submit(struct pv_target *target, struct pv_io *io)
 {
     struct pv_child *carrier = pv_take_child(io->instance);
@@ -167,8 +181,7 @@ void pv_target_submit(struct pv_target *target, struct pv_io *io)
         pv_io_end(io, ENOMEM);
         return;
     }
-    carrier->io = (struct pv_io){.type = io->type, .flags = io->flags, .offset = io->offset, .length = io->length,
-        .iov = io->iov, .iov_count = io->iov_count, .done = carrier_done, .owner = io, .hops = io->hops + 1};
+    fill(carrier, io);
     carrier->target = target;
     if (target->data) {
         target->data->class->submit(target->data, &carrier->io);
