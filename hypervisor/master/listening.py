@@ -19,6 +19,8 @@ DRAIN_S = 2.0
 MAX_REQUEST_LINE = 8 << 20
 """Bytes: exec's command line is in the URL."""
 MAX_HEADERS = 64 << 10
+SILENCE_S = 20.0
+"""Whoever connects and has not asked anything after one to two times this is sent away: connections cost memory."""
 
 
 @contextmanager
@@ -54,11 +56,25 @@ async def served(sock: socket.socket, handler: Server, tls: ssl.SSLContext) -> A
     )
     runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=DRAIN_S)
     await runner.setup()
+    watching = asyncio.create_task(_send_silent_away(server))
     try:
         await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG).start()
         yield
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         await runner.cleanup()
+
+
+async def _send_silent_away(server: web.Server) -> None:
+    """aiohttp's own timer begins after the first request of a connection."""
+    silent: set[web.RequestHandler] = set()
+    while True:
+        await asyncio.sleep(SILENCE_S)
+        now = {c for c in server.connections if not c._request_count}
+        for connection in now & silent:
+            connection.force_close()
+        silent = now
 
 
 def _request_factory(message, payload, protocol, writer, task):  # type: ignore[no-untyped-def]  # aiohttp's own names

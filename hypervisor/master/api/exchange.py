@@ -12,7 +12,7 @@ from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
 from hypervisor.kube.client import Object
-from hypervisor.kube.errors import ApiError
+from hypervisor.kube.errors import ApiError, bad_request
 from hypervisor.master.api import encode
 from hypervisor.master.api.call import Call, of_request
 from hypervisor.master.api.fit import BODY_LIMIT
@@ -22,6 +22,8 @@ from hypervisor.master.api.negotiate import PLAIN, Representation, not_acceptabl
 from hypervisor.master.auth.user import User
 from hypervisor.master.kinds.kind import Kind
 
+BODY_S = 60.0
+"""A body that takes longer is given up."""
 _PRETTY = Representation(indent=True)
 _NO_CACHE = "no-cache, private"
 
@@ -63,12 +65,17 @@ class Exchange:
     async def body(self) -> bytes:
         """The whole body.
 
-        :raises ApiError: RequestEntityTooLarge
+        :raises ApiError: RequestEntityTooLarge, Timeout, BadRequest: its encoding for the way is broken
         """
         if not self.request.can_read_body:
             return b""
         try:
-            return await self.request.read()
+            async with asyncio.timeout(BODY_S):
+                return await self.request.read()
+        except TimeoutError as e:
+            raise ApiError("Timeout", f"the body did not come within {BODY_S:g} s") from e
+        except web.RequestPayloadError as e:
+            raise bad_request(f"the body cannot be read: {e}") from e
         except web.HTTPRequestEntityTooLarge as e:
             message = f"limit is {BODY_LIMIT} bytes; Request entity too large"
             raise ApiError("RequestEntityTooLarge", message) from e

@@ -5,6 +5,7 @@ Source: Kubernetes, "Using RBAC Authorization", "Privilege escalation prevention
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,8 +77,8 @@ class GrantsWithinOwn:
     def _must_hold(self, request: AdmissionRequest, wanted: Sequence[Rule]) -> None:
         missing = rules.lacking(self._rbac.rules_for(request.user, request.namespace), wanted)
         if missing:
-            shown = "\n".join(str(rule.render()) for rule in missing[:SHOWN])
+            shown = "\n".join(rule.shown() for rule in missing[:SHOWN])
             more = f"\n... and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-            user = f'user "{request.user.name}" (groups={sorted(request.user.groups)})'
+            user = f'user "{request.user.name}" (groups={json.dumps(sorted(request.user.groups))})'
             why = f"{user} is attempting to grant RBAC permissions not currently held:\n{shown}{more}"
             raise forbidden(GROUP, request.kind.resource.plural, request.name, why)

@@ -5,6 +5,7 @@ Source: Kubernetes, "Using RBAC Authorization".
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,12 @@ class Rule:
             "nonResourceURLs": self.urls,
         }
         return {"verbs": sorted(self.verbs)} | {name: sorted(values) for name, values in fields.items() if values}
+
+    def shown(self) -> str:
+        """As messages have it, in upstream's form."""
+        names = {"apiGroups": "APIGroups", "nonResourceURLs": "NonResourceURLs"}
+        parts = {names.get(key, key[0].upper() + key[1:]): json.dumps(value) for key, value in self.render().items()}
+        return "{" + ", ".join(f"{key}:{value}" for key, value in sorted(parts.items())) + "}"
 
     def allows(self, asked: Attributes) -> bool:
         """Whether it allows a request."""

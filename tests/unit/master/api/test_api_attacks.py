@@ -7,11 +7,14 @@ import base64
 import gzip
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from masterkit import Api, pod, tls_of, write_pair
+from masterkit import Api, MasterThread, pod, tls_of, write_pair
 
+from hypervisor.master import listening
+from hypervisor.master.api import exchange
 from hypervisor.master.auth import parties
 from hypervisor.master.auth.tokens import ISSUER
 from hypervisor.master.daemon import Master
@@ -156,6 +159,23 @@ async def test_a_body_that_comes_byte_by_byte_holds_up_nobody(master: Master, ap
     assert time.monotonic() - started < 2
     for writer in slow:
         writer.close()
+
+
+async def test_a_body_that_never_ends_is_given_up(master: Master, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "BODY_S", 0.2)
+    request = f"POST {api.maps} HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: 100\r\n\r\n{{"
+    head = await raw(master, request.encode(), wait_s=30)
+    assert head.split()[1] == b"504", head
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /api HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_connects_and_asks_nothing_is_sent_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(listening, "SILENCE_S", 0.2)
+    with MasterThread(tmp_path / "m") as thread:
+        async with asyncio.timeout(30):
+            assert await raw(thread.master, begun, wait_s=30) == b""
 
 
 async def test_an_endless_chunked_body_is_refused(master: Master, api: Api) -> None:

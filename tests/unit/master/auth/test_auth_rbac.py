@@ -253,6 +253,12 @@ def test_what_covers_a_rule_allows_all_that_it_allows(held: list[Rule], wanted: 
                         assert any(rule.allows(asked) for rule in held)
 
 
+def test_a_rule_is_shown_as_upstream_does() -> None:
+    rule = Rule.of({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods"]})
+    assert rule.shown() == '{APIGroups:[""], Resources:["pods"], Verbs:["get", "list"]}'
+    assert Rule.of({"verbs": ["*"], "nonResourceURLs": ["*"]}).shown() == '{NonResourceURLs:["*"], Verbs:["*"]}'
+
+
 @given(RULES)
 def test_a_rule_covers_itself(rule: Rule) -> None:
     assert not rules.lacking([rule], [rule])
