@@ -41,6 +41,10 @@ def test_trace_shows_what_vmx_does(host: Host, pod: str, tmp_path: Path) -> None
     assert times == sorted(times)
     assert all(e["ph"] == "X" and 0 <= e["dur"] < 10e6 for e in events)
     assert len({e["pid"] for e in events}) == 1
+    told = json.loads(host.hv("top", "-o", "json").stdout)
+    (percpu,) = (one["vm"]["vmx"]["percpu"] for one in told["pods"] if one["name"] == pod)
+    assert percpu["commits"] >= len(events) and percpu["restarts"] >= 0
+    assert 0 < percpu["memory_bytes"] < 4 << 20
     second = trace(host, pod, tmp_path / "again.json", "true")
     assert second[-1]["ts"] > times[-1]
 
