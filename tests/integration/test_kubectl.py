@@ -94,6 +94,8 @@ def test_deployment_scale_and_output_forms(kubectl: Kubectl) -> None:
     assert kubectl("get", "deployment", "web", "-o", "jsonpath={.spec.replicas}") == "3"
     assert kubectl("get", "deploy", "-o", "custom-columns=N:.metadata.name", "--no-headers").split() == ["web"]
     assert "busybox:1" in kubectl("describe", "deployment", "web")
+    until(lambda: "Scaled up replica set" in kubectl("describe", "deployment", "web"))
+    until(lambda: "Created pod" in kubectl("describe", "replicaset", "-l", "app=web"))
     kubectl("delete", "deployment", "web")
     until(lambda: kubectl.get("pods", "-l", "app=web")["items"] == [])
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kube_fake_server import FakeServer
 
 from hypervisor.controller.node.config import Beats, NodeConfig
+from hypervisor.controller.node.node import images_status
 from hypervisor.controller.node.register import TEMPLATES_ANNOTATION, Facts, NodeObject
 from hypervisor.kube.http import HttpApiClient
 from hypervisor.kube.kubeconfig import KubeConfig
@@ -18,6 +20,21 @@ from hypervisor.master.scheduler import scores
 from hypervisor.vmm.templates.store import TemplateStore
 
 NODES = "/api/v1/nodes"
+
+
+@dataclass
+class Stored:
+    """What `images_status` looks at of an image."""
+
+    names: tuple[str, ...]
+    size_bytes: int
+
+
+class Images:
+    """A store with three images, one of which has lost its name."""
+
+    def list(self) -> list[Stored]:
+        return [Stored(("a:1",), 5), Stored((), 9), Stored(("b:1", "b:2"), 7)]
 
 
 @asynccontextmanager
@@ -42,6 +59,11 @@ async def until_told(server: FakeServer, text: str | None) -> None:
             if node and node["metadata"].get("annotations", {}).get(TEMPLATES_ANNOTATION) == text:
                 return
             await asyncio.sleep(0.02)
+
+
+def test_images_are_listed_by_size() -> None:
+    listed = images_status(Images())  # type: ignore[arg-type]
+    assert listed == [{"names": ["b:1", "b:2"], "sizeBytes": 7}, {"names": ["a:1"], "sizeBytes": 5}]
 
 
 async def test_templates_are_told_to_the_scheduler(tmp_path: Path) -> None:
