@@ -177,7 +177,8 @@ def _waiting_events(
         case "CrashLoopBackOff":
             yield "Warning", "BackOff", f"Back-off restarting failed container {container.name}"
         case "ImagePullBackOff":
-            yield "Warning", "Failed", f'Failed to pull image "{image}": {message}'
+            cause = message.partition(f" to pull image {image}: ")[2] or message  # the same each time: it is counted
+            yield "Warning", "Failed", f'Failed to pull image "{image}": {cause}'
             yield "Warning", "Failed", "Error: ErrImagePull"
             yield "Normal", "BackOff", f'Back-off pulling image "{image}"'
             yield "Warning", "Failed", "Error: ImagePullBackOff"

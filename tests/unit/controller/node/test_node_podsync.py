@@ -55,6 +55,7 @@ async def test_events_of_an_image_are_those_of_kubernetes(cluster: Cluster) -> N
     a, b = "spec.containers{a}", "spec.containers{b}"
     assert {
         (a, "Normal", "Pulling", 'Pulling image "x:1"'),
+        (a, "Warning", "Failed", 'Failed to pull image "x:1": no route'),
         (a, "Warning", "Failed", "Error: ErrImagePull"),
         (a, "Normal", "BackOff", 'Back-off pulling image "x:1"'),
         (a, "Warning", "Failed", "Error: ImagePullBackOff"),
