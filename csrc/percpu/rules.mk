@@ -8,7 +8,7 @@ PERCPU_HEADERS := $(wildcard percpu/*.h $(PERCPU_TESTS)/*.h) common/cleanup.h
 PERCPU_FLAGS := $(WARNINGS) $(HARDENING) -I$(abspath .) -I$(PERCPU_TESTS)
 PERCPU_NAMES := adds area ring magazine trace context alias face
 
-TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-slice $(OUT)/percpu-modes
+TESTS += $(addprefix $(OUT)/percpu-,$(PERCPU_NAMES)) $(OUT)/percpu-inject-ring $(OUT)/percpu-inject-area $(OUT)/percpu-break $(OUT)/percpu-delay $(OUT)/percpu-slice $(OUT)/percpu-modes
 TSAN_TESTS += $(OUT)/tsan-percpu-area $(OUT)/tsan-percpu-ring $(OUT)/tsan-percpu-magazine $(OUT)/tsan-percpu-trace $(OUT)/tsan-percpu-few-adds
 CLANG_CHECKS += percpu-clang-check
 COVERED += percpu
@@ -16,8 +16,10 @@ COVERED += percpu
 $(OUT)/percpu-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
 	$(CC) $(PERCPU_FLAGS) $(SANITIZE) -fsanitize=address,undefined $< $(PERCPU_SOURCES) -o $@ -pthread
 
+PERCPU_INJECT := 100
+$(OUT)/percpu-inject-area: PERCPU_INJECT := 3000 # so that an operation is under way when its item is freed
 $(OUT)/percpu-inject-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
-	$(CC) $(PERCPU_FLAGS) -O2 -g -DPV_PERCPU_INJECT=100 $< $(PERCPU_SOURCES) -o $@ -pthread
+	$(CC) $(PERCPU_FLAGS) -O2 -g -DPV_PERCPU_INJECT=$(PERCPU_INJECT) $< $(PERCPU_SOURCES) -o $@ -pthread
 
 $(OUT)/tsan-percpu-%: $(PERCPU_TESTS)/test_%.c $(PERCPU_SOURCES) $(PERCPU_HEADERS)
 	$(CC) $(PERCPU_FLAGS) -DPV_PERCPU_PORTABLE $(SANITIZE) -fsanitize=thread $< $(PERCPU_SOURCES) -o $@ -pthread

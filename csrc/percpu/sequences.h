@@ -37,7 +37,8 @@
  * of push, store, reserve and put4 are store-releases and tail is load-acquired, so that who reads them with acquire from another CPU sees
  * what was written before; x86 has that order by itself. add is relaxed.
  *
- * PV_PERCPU_INJECT (tests only): loops so many turns behind each `start` to widen the window in which a sequence can be interrupted.
+ * PV_PERCPU_INJECT (tests only): loops so many turns behind each `start`, and (x86-64) behind the look at `limit`, to widen the windows in which
+ * a sequence can be interrupted.
  *
  * Source of the terms: US 10331556 (virtual aliases); Linux's rseq ABI, include/uapi/linux/rseq.h.
  */

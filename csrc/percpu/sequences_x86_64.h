@@ -19,7 +19,7 @@
     "1:\n\t" PV_SEQ_INJECT                                                                            \
     "movl %%fs:" PV_STRINGIFY(PV_RSEQ_CPU_ID) "(%[offset]), %%eax\n\t"                                \
     "cmpl %[limit], %%eax\n\t"                                                                        \
-    "jae %l[slow]\n\t"                                                                                \
+    "jae %l[slow]\n\t" PV_SEQ_INJECT                                                                  \
     "shlq $" PV_STRINGIFY(PV_PERCPU_SHIFT) ", %%rax\n\t"
 #define PV_SEQ_ROOM PV_SEQ_START "addq %[base], %%rax\n\t"
 /* Closes the sequence behind its commit. The signature is the kernel's condition for jumping there; its first bytes make it ud1. */

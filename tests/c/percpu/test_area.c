@@ -100,6 +100,25 @@ static void test_freed_handles(void)
     pv_percpu_destroy(areas);
 }
 
+/* A slot is used again when all others have been: its handles of before stay invalid. */
+static void test_slot_used_again(void)
+{
+    struct pv_percpu *areas = areas_for(1);
+    pv_percpu_handle first = item(areas, 8), handle;
+    struct pv_percpu_ref ref;
+    int err = 0;
+
+    CHECK(!pv_percpu_free(areas, first, &err));
+    do {
+        handle = item(areas, 8);
+        CHECK(handle != first);
+        CHECK(pv_percpu_get(areas, first, &ref, &err) == -1 && err == ESTALE);
+        CHECK((uint32_t)handle == (uint32_t)first || !pv_percpu_free(areas, handle, &err));
+    } while ((uint32_t)handle != (uint32_t)first);
+    CHECK(pv_percpu_free(areas, first, &err) == -1 && err == ESTALE && sum_of(areas, handle) == 0);
+    pv_percpu_destroy(areas);
+}
+
 static void test_bad_handles(void)
 {
     struct pv_percpu *areas = areas_for(0);
@@ -330,6 +349,7 @@ int main(void)
     test_load_store_cas();
     test_memory_for_cpus_in_use_only();
     test_freed_handles();
+    test_slot_used_again();
     test_bad_handles();
     test_until_full();
     test_more_cpus_than_expected();
