@@ -102,7 +102,7 @@ def _instructions(programs: dict[str, Path], user: str) -> list[Figure]:
         program = programs[counters]
         one, two = (collected(program, user, case, str(n)) for n in (COUNTED, 2 * COUNTED))
         each = (two - one) / COUNTED
-        return Figure(f"{USERS[user]}, {CASES[case]}, {COUNTERS[counters]}: instructions", "", (each,))
+        return Figure(f"{USERS[user]}, {CASES[case]}, {COUNTERS[counters]}", "instructions", (each,))
 
     wanted = (("shipped", "same"), ("percpu", "same"), ("shipped", "traced"), ("shipped", "context"))
     return [figure(counters, case) for counters, case in wanted]
@@ -138,7 +138,7 @@ def request_caches(folder: Path, rounds: int) -> list[Figure]:
         name = f"4 KiB read of a linked clone, its request from {what}"
         found += [
             Figure(name, "ns", tuple(samples[case])),
-            Figure(f"{name}: instructions", "", ((counts[1] - counts[0]) / READS,)),
+            Figure(name, "instructions", ((counts[1] - counts[0]) / READS,)),
             Figure(f"{name}: memory that 32 clones keep", "KiB", (samples[f"{case}_bytes"][-1] / 1024,)),
         ]
     return found
