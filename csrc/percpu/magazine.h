@@ -11,7 +11,8 @@
  * An object may be allocated on one CPU and freed on any other. Objects are not zeroed: they come as they were freed; new ones are zero.
  * Memory goes back to the system with pv_magazine_destroy only: as much as was in use at once, and what the magazines hold.
  *
- * Any thread may call alloc and free. Source of the term: Bonwick, "Magazines and Vmem", 2001.
+ * Any thread may call alloc and free, of one process: areas are shared with the children of fork(2), objects are not, so a child must make a cache
+ * of its own. Source of the term: Bonwick, "Magazines and Vmem", 2001.
  */
 #ifndef PV_MAGAZINE_H
 #define PV_MAGAZINE_H
