@@ -23,8 +23,8 @@ def exec_(settings: Settings, pod: str, command: tuple[str, ...], stdin: bool, t
 
     Exit code: the command's; 126 and 127 when it cannot be executed or found; 125 when hv itself failed.
 
-    Ctrl-C: with -t it is typed into the container's terminal. Without -t it ends hv, whose connection closes, which
-    ends the command.
+    Ctrl-C: with -t it is typed into the container's terminal. Without -t it ends hv: the command's input
+    ends, its output breaks; one that uses neither goes on.
 
     \b
     hv exec hello -- uname -r
