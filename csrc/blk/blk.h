@@ -20,9 +20,9 @@ struct pv_blk_config {
     uint32_t queues;     /* 1 .. 16 */
     uint32_t read_only;  /* VIRTIO_BLK_F_RO: for the life of the device, whatever disk it is given */
     uint32_t block_size; /* 512 or 4096; 0: 512. A disk with larger blocks is refused */
-    /* The capacity that the guest is told, bytes; 0: the disk's own, and 0 while there is none. A device that is part of
-     * a template has a fixed one, larger than any disk: the guest remembers it. What lies beyond the disk is an I/O
-     * error. */
+    /* The capacity that the guest is told, bytes; 0: the disk's own, and 0 while there is none. A device that is
+     * part of a template has a fixed one, larger than any disk: the guest remembers it. What lies beyond the disk is
+     * an I/O error. */
     uint64_t announce_bytes;
     /* As for the vsock device: told of each mapping of guest memory. NULL: nobody. */
     int (*map_hook)(void *context, int mapped, void *start, uint64_t length, uint64_t offset);
@@ -50,9 +50,9 @@ struct pv_blk_stats {
  * Errors: EINVAL (queues, block_size), ENOMEM. */
 int pv_blk_new(struct pv_loop *loop, const struct pv_blk_config *config, struct pv_blk **out, int *err);
 
-/* Gives the device its disk, which lives on the same loop and outlives the device. The guest is told of its size, unless
- * the announced one is fixed. Errors: EBUSY (it has one), EINVAL (blocks too large), EROFS (a read-only disk for a
- * device that promises writes). */
+/* Gives the device its disk, which lives on the same loop and outlives the device. The guest is told of its size,
+ * unless the announced one is fixed. Errors: EBUSY (it has one), EINVAL (blocks too large), EROFS (a read-only disk
+ * for a device that promises writes). */
 int pv_blk_insert(struct pv_blk *blk, struct pv_instance *instance, int *err);
 
 /* A connected socket of a front end; it becomes the device's on success. Errors: EBUSY (there is one), and what epoll

@@ -49,8 +49,8 @@ static int get_config(void *opaque, uint32_t offset, uint8_t *data, uint32_t siz
     return 0;
 }
 
-/* No CONFIG_WCE: the mode would be lost with this process. A driver that does not take VIRTIO_BLK_F_FLUSH gets writes that
- * are durable when they end. */
+/* No CONFIG_WCE: the mode would be lost with this process. A driver that does not take VIRTIO_BLK_F_FLUSH gets
+ * writes that are durable when they end. */
 void pv_blk_fill_type(struct pv_blk *blk)
 {
     uint64_t features = BIT(VIRTIO_F_VERSION_1) | RING_FEATURES | PV_F_LOG_ALL | BIT(VIRTIO_BLK_F_SEG_MAX) |

@@ -19,9 +19,9 @@
  *     popped (held) -> refused at once, or submitted -> ended by the instance -> pushed -> published
  *                                                    \-> ENOSPC: parked; submitted again every RETRY_NS
  *
- * Parked: the host's disk is full. The guest's write is not failed, for that would break its file system; it waits. When
- * the front end wants the ring back meanwhile (the VM is paused or ends), a parked request is left to the in-flight region
- * and comes again when the ring is started again; without such a region it fails.
+ * Parked: the host's disk is full. The guest's write is not failed, for that would break its file system; it waits.
+ * When the front end wants the ring back meanwhile (the VM is paused or ends), a parked request is left to the
+ * in-flight region and comes again when the ring is started again; without such a region it fails.
  *
  * Invariants:
  *  - fe.held counts requests between pop and push; memory stays mapped and rings stay started until it is 0;
@@ -36,7 +36,6 @@
 #include "common/list.h"
 #include "common/loop.h"
 #include "iofilter/instance.h"
-#include "vhost/iov.h"
 #include "vhost/vhost_user.h"
 
 #define PV_BLK_QUEUE_MAX 1024

@@ -13,8 +13,8 @@ struct pv_disk;
 struct pv_disk_fail;
 struct pv_disks;
 
-/* The loop runs. Keeps what disks to come need of the kernel ready (io_uring's ring), so that a process that has given up
- * the right to make it may still be given disks. */
+/* The loop runs. Keeps what disks to come need of the kernel ready (io_uring's ring), so that a process that has
+ * given up the right to make it may still be given disks. */
 int pv_guest_prepare(struct pv_disks *disks, struct pv_disk_fail *fail);
 
 /* `gone` of the config is not used. */
@@ -25,7 +25,8 @@ int pv_guest_insert(struct pv_blk *blk, struct pv_disk *disk, struct pv_disk_fai
 int pv_guest_connect(struct pv_blk *blk, int fd, struct pv_disk_fail *fail);
 /* Likewise a listening one. */
 int pv_guest_listen(struct pv_blk *blk, int fd, struct pv_disk_fail *fail);
-/* Where the trace points of this module go: a struct pv_trace_hook that stays (percpu/trace_point.h), or NULL. Any thread. */
+/* Where the trace points of this module go: a struct pv_trace_hook that stays (percpu/trace_point.h), or NULL. Any
+ * thread. */
 void pv_guest_trace(const void *hook);
 /* Waits until what is under way has ended, and frees the device. */
 void pv_guest_free(struct pv_blk *blk);

@@ -77,7 +77,8 @@ static void refuse(struct pv_blk_request *request, uint8_t status)
     end(request, status);
 }
 
-/* ---- the host's disk is full --------------------------------------------------------------------------------------- */
+/* ---- the host's disk is full
+ * --------------------------------------------------------------------------------------- */
 
 static void park(struct pv_blk_request *request)
 {
@@ -147,7 +148,8 @@ static void done(struct pv_io *io)
     end(request, io->error == 0 ? VIRTIO_BLK_S_OK : io->error == ENOTSUP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR);
 }
 
-/* ---- what a chain says --------------------------------------------------------------------------------------------- */
+/* ---- what a chain says
+ * --------------------------------------------------------------------------------------------- */
 
 /* Takes the header's bytes off the front and the status byte off the end, in place. False: one of them is missing. */
 static bool strip(struct pv_blk_request *request, struct virtio_blk_outhdr *header)
@@ -160,7 +162,7 @@ static bool strip(struct pv_blk_request *request, struct virtio_blk_outhdr *head
         return false;
     struct iovec *last = &chain->iov[chain->out_count + chain->in_count - 1];
 
-    pv_iov_read(chain->iov, chain->out_count, header, HEADER_SIZE);
+    pv_iov_copy_out(chain->iov, chain->out_count, 0, header, HEADER_SIZE);
     request->status = (uint8_t *)last->iov_base + last->iov_len - 1;
     last->iov_len--;
     while (used < chain->out_count && chain->iov[used].iov_len <= left)
@@ -242,7 +244,7 @@ static void get_id(struct pv_blk_request *request)
     char id[ID_BYTES] = {0};
 
     memcpy(id, request->blk->config.serial, strlen(request->blk->config.serial));
-    pv_iov_write(chain->iov + chain->out_count, chain->in_count, id, sizeof(id));
+    pv_iov_copy_in(chain->iov + chain->out_count, chain->in_count, 0, id, sizeof(id));
     end(request, VIRTIO_BLK_S_OK);
 }
 
@@ -257,7 +259,7 @@ static void erase(struct pv_blk_request *request, enum pv_io_type type)
         refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
-    pv_iov_read(request->io.iov, request->io.iov_count, &range, sizeof(range));
+    pv_iov_copy_out(request->io.iov, request->io.iov_count, 0, &range, sizeof(range));
     flags = le32toh(range.flags);
     length = (uint64_t)le32toh(range.num_sectors) * SECTOR;
     if ((flags & ~VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) || (type == PV_IO_DISCARD && flags)) {

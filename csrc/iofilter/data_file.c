@@ -2,22 +2,24 @@
  *
  * Theory of operation
  * -------------------
- * A request is tried at once, without waiting, and if that does not settle it, it is one operation of the ring (uring.h):
+ * A request is tried at once, without waiting, and if that does not settle it, it is one operation of the ring
+ * (uring.h):
  *
  *     at once    preadv2 or pwritev2 with RWF_NOWAIT: what the page cache has needs no more than this one call. Memory
- *                file systems (tmpfs) do not know the flag, and the ring hands all they do to a kernel thread, which takes
- *                ten times as long as the copy itself; they never wait for a device, so there the flag is left out, and
- *                a flush has nothing to do
- *     the ring   all else: direct I/O, requests longer than AT_ONCE_MAX (which would keep the loop from other requests),
- *                durable writes, what the page cache does not have. After a miss the next ones go straight to the ring,
- *                twice as many after each further miss, so that a random read of a cold file costs no call in vain
+ *                file systems (tmpfs) do not know the flag, and the ring hands all they do to a kernel thread, which
+ *                takes ten times as long as the copy itself; they never wait for a device, so there the flag is left
+ *                out, and a flush has nothing to do
+ *     the ring   all else: direct I/O, requests longer than AT_ONCE_MAX (which would keep the loop from other
+ *                requests), durable writes, what the page cache does not have. After a miss the next ones go
+ *                straight to the ring, twice as many after each further miss, so that a random read of a cold file
+ *                costs no call in vain
  *
- * Only a complete success counts at once: anything else is done again by the ring from the beginning, which is harmless for
- * reads and for writes that nobody has been told of, and its result is the request's.
+ * Only a complete success counts at once: anything else is done again by the ring from the beginning, which is
+ * harmless for reads and for writes that nobody has been told of, and its result is the request's.
  *
  * In the ring there are three exceptions from one operation a request:
- *  - what comes back short goes on where it stopped; a read that gets nothing where there should be data is EIO (the file
- *    was cut under us), never zeroes;
+ *  - what comes back short goes on where it stopped; a read that gets nothing where there should be data is EIO (the
+ *    file was cut under us), never zeroes;
  *  - with O_DIRECT, segments that the kernel would refuse (memory not aligned) go through a buffer;
  *  - a file system that cannot punch or zero a range: a discard is dropped (it is a hint), zeroes are written.
  */

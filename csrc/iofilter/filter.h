@@ -42,8 +42,8 @@ struct pv_filter_class {
     uint32_t types;    /* 1 << PV_IO_*: requests of other types pass by without a call */
     bool persistent;   /* without it the disk's data would be wrong: a disk that names it is not opened without it */
 
-    /* Makes its persistent state for a disk of `size` bytes, when it is put into a disk's descriptor: once, before the first open. May
-     * block. NULL: it has none. -1: *fail, and nothing was made. */
+    /* Makes its persistent state for a disk of `size` bytes, when it is put into a disk's descriptor: once, before
+     * the first open. May block. NULL: it has none. -1: *fail, and nothing was made. */
     int (*create)(const struct pv_settings *settings, uint64_t size, struct pv_fail *fail);
 
     /* Called by the thread that opens the disk, not by the loop: may block. filter->instance is set, its size is that
@@ -60,10 +60,11 @@ struct pv_filter_class {
     void (*request)(struct pv_filter *filter, struct pv_io *io);
     /* A request that it passed on comes back: look at or change io->error, no more. NULL: not asked. */
     void (*completed)(struct pv_filter *filter, struct pv_io *io);
-    /* The instance wants to be quiet: let go of what you hold, end your own children, and hold nothing until it is running again
-     * (pv_instance.state). NULL: it holds nothing. */
+    /* The instance wants to be quiet: let go of what you hold, end your own children, and hold nothing until it is
+     * running again (pv_instance.state). NULL: it holds nothing. */
     void (*drain)(struct pv_filter *filter);
-    /* While quiet: other settings (all of them, as for open). -1: *fail, and the old ones are in force. NULL: cannot. */
+    /* While quiet: other settings (all of them, as for open). -1: *fail, and the old ones are in force. NULL:
+     * cannot. */
     int (*set)(struct pv_filter *filter, const struct pv_settings *settings, struct pv_fail *fail);
     /* While quiet: what lies downstream has another size now. NULL: filter->size follows it. */
     void (*resized)(struct pv_filter *filter, uint64_t size);

@@ -86,19 +86,22 @@ int pv_instance_resize(struct pv_instance *instance, uint64_t size, struct pv_fa
  * takes the lock of targets. */
 struct pv_target *pv_target_local(struct pv_instance *from, struct pv_instance *to, struct pv_fail *fail);
 struct pv_target *pv_target_data(struct pv_data *data, struct pv_fail *fail); /* another process; the data is its own */
-/* On the loop, by the filter that redirects, in `attached` and `detach`: data of its own comes to the loop and leaves it. */
+/* On the loop, by the filter that redirects, in `attached` and `detach`: data of its own comes to the loop and
+ * leaves it. */
 void pv_target_attach(struct pv_target *target, struct pv_loop *loop);
 void pv_target_detach(struct pv_target *target);
 void pv_target_free(struct pv_target *target);
 uint64_t pv_target_size(const struct pv_target *target);
 
-/* A target as a setting names it: `disk:NAME` (a published instance of this process), `file:PATH`, or another kind that was registered.
- * `size`: what a file that is made smaller than that is refused for; 0: any. */
+/* A target as a setting names it: `disk:NAME` (a published instance of this process), `file:PATH`, or another kind
+ * that was registered. `size`: what a file that is made smaller than that is refused for; 0: any. */
 struct pv_target *pv_target_named(struct pv_instance *from, const char *spec, uint64_t size, struct pv_fail *fail);
-/* Other filters of this process may name it from now on; EEXIST. Before pv_instance_free: withdraw (harmless if it was not published). */
+/* Other filters of this process may name it from now on; EEXIST. Before pv_instance_free: withdraw (harmless if it
+ * was not published). */
 int pv_instance_publish(struct pv_instance *instance, struct pv_fail *fail);
 void pv_instance_withdraw(struct pv_instance *instance);
-/* Teaches pv_target_named another kind ("nbd"): `open` gets what is behind the colon. At most 4; before any thread asks. */
+/* Teaches pv_target_named another kind ("nbd"): `open` gets what is behind the colon. At most 4; before any thread
+ * asks. */
 void pv_target_register(const char *kind, struct pv_data *(*open)(const char *rest, struct pv_fail *fail));
 
 #endif

@@ -40,8 +40,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/uio.h>
-
+#include "common/iov.h"
 #include "common/list.h"
 
 #define PV_CHAIN_MAX 16               /* filters of one instance */
@@ -114,14 +113,5 @@ struct pv_target;
 void pv_io_redirect(struct pv_filter *filter, struct pv_io *io, struct pv_target *target);
 /* A child may be sent to a target as well as downstream. */
 void pv_child_redirect(struct pv_filter *filter, struct pv_io *child, struct pv_target *target);
-
-/* Segments: the piece of `len` bytes that begins `skip` bytes into a list; returns its count, at most max (fewer
- * bytes if that cuts it).
- * Copies return how many bytes they copied. */
-unsigned pv_iov_cut(const struct iovec *iov, unsigned count, uint64_t skip, uint64_t len, struct iovec *out,
-    unsigned max);
-uint64_t pv_iov_copy_out(const struct iovec *iov, unsigned count, uint64_t skip, void *to, uint64_t len);
-uint64_t pv_iov_copy_in(const struct iovec *iov, unsigned count, uint64_t skip, const void *from, uint64_t len);
-void pv_iov_zero(const struct iovec *iov, unsigned count, uint64_t skip, uint64_t len);
 
 #endif

@@ -19,7 +19,8 @@ struct kind {
     struct pv_data *(*open)(const char *rest, struct pv_fail *fail);
 };
 
-/* An instance that is found must still be there when its target is made: both happen under this lock, and so does withdrawing. */
+/* An instance that is found must still be there when its target is made: both happen under this lock, and so does
+ * withdrawing. */
 static pthread_mutex_t published_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct published *published;
 static struct kind kinds[KINDS_MAX];

@@ -117,7 +117,8 @@ static bool poll_ring(struct pv_poller *poller)
     return reap(pv_member(poller, struct pv_uring, poller));
 }
 
-/* A ring gets past seccomp: what it may do is written down in it, for ever. Other operations (open, socket, ...) end with EACCES. */
+/* A ring gets past seccomp: what it may do is written down in it, for ever. Other operations (open, socket, ...) end
+ * with EACCES. */
 static int restrict_ring(struct io_uring *ring)
 {
     struct io_uring_restriction allowed[] = {

@@ -1,14 +1,14 @@
 /* Which chains are in flight, written where another process finds it when this one was killed.
  *
- * The region is the front end's to keep: it asks for one (GET_INFLIGHT_FD), holds it over our death, and gives it to our
- * successor (SET_INFLIGHT_FD). Its layout for split rings is fixed by the vhost-user specification ("Inflight I/O
- * tracking"), so that even another implementation could go on from it.
+ * The region is the front end's to keep: it asks for one (GET_INFLIGHT_FD), holds it over our death, and gives it to
+ * our successor (SET_INFLIGHT_FD). Its layout for split rings is fixed by the vhost-user specification ("Inflight
+ * I/O tracking"), so that even another implementation could go on from it.
  *
  * Theory of operation
  * -------------------
- * A chain is marked when it is taken, and unmarked after the used index shows it. Those are two stores, and a process may
- * die between them. So each chain that is about to be shown is first linked into a list (last_batch_head, next), and
- * `used_idx` is the used index up to which the marks were brought up to date:
+ * A chain is marked when it is taken, and unmarked after the used index shows it. Those are two stores, and a
+ * process may die between them. So each chain that is about to be shown is first linked into a list
+ * (last_batch_head, next), and `used_idx` is the used index up to which the marks were brought up to date:
  *
  *     used_idx == the ring's used index     the marks are right
  *     used_idx is behind by n               the first n of the list were shown: they are unmarked now

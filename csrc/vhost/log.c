@@ -1,4 +1,5 @@
-/* The log of what was written: a bit for each page of guest memory, for a front end that copies it while the guest runs. */
+/* The log of what was written: a bit for each page of guest memory, for a front end that copies it while the guest
+ * runs. */
 #include <sys/mman.h>
 
 #include "rooms.h"

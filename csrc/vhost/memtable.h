@@ -34,8 +34,9 @@ struct pv_region {
 /* Several tables of a process may show the same memory: it is mapped once, and stays while one of them shows it. Tables
  * are their owners', mappings are under a lock of their own.
  *
- * Called after a mapping was made, before its first touch (mapped 1; not 0: a positive errno, and the table is refused), and
- * before it is unmapped (mapped 0). Guest RAM that is filled lazily needs it: see pv_fault_map_hook in csrc/memory. */
+ * Called after a mapping was made, before its first touch (mapped 1; not 0: a positive errno, and the table is
+ * refused), and before it is unmapped (mapped 0). Guest RAM that is filled lazily needs it: see pv_fault_map_hook in
+ * csrc/memory. */
 struct pv_map_hook {
     int (*call)(void *context, int mapped, void *start, uint64_t length, uint64_t offset); /* NULL: none */
     void *context;
@@ -48,8 +49,8 @@ struct pv_memtable {
 };
 
 /* Replaces the table. fds stay the caller's. On failure the old table stays as it was.
- * Errors: EINVAL (overlap, wrap-around, zero size, misalignment, file too short, too many), and what mmap and the hook may
- * say. */
+ * Errors: EINVAL (overlap, wrap-around, zero size, misalignment, file too short, too many), and what mmap and the
+ * hook may say. */
 int pv_memtable_set(struct pv_memtable *table, const struct pv_region_desc *descs, const int *fds, unsigned count,
     int *err);
 

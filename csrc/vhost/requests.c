@@ -7,79 +7,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "protocol.h"
 #include "rooms.h"
 
-#define VRING_INDEX_MASK 0xffU
-#define VRING_NO_FD 0x100U
-
-#define F_PROTOCOL_FEATURES (1ULL << 30)
 #define LOG_PAGE 4096U
-#define ADDR_F_LOG 1U
-
-enum request {
-    GET_FEATURES = 1,
-    SET_FEATURES = 2,
-    SET_OWNER = 3,
-    RESET_OWNER = 4,
-    SET_MEM_TABLE = 5,
-    SET_LOG_BASE = 6,
-    SET_LOG_FD = 7,
-    SET_VRING_NUM = 8,
-    SET_VRING_ADDR = 9,
-    SET_VRING_BASE = 10,
-    GET_VRING_BASE = 11,
-    SET_VRING_KICK = 12,
-    SET_VRING_CALL = 13,
-    SET_VRING_ERR = 14,
-    GET_PROTOCOL_FEATURES = 15,
-    SET_PROTOCOL_FEATURES = 16,
-    GET_QUEUE_NUM = 17,
-    SET_VRING_ENABLE = 18,
-    SET_BACKEND_REQ_FD = 21,
-    GET_CONFIG = 24,
-    SET_CONFIG = 25,
-    GET_INFLIGHT_FD = 31,
-    SET_INFLIGHT_FD = 32,
-    REQUEST_LIMIT = 64,
-};
-
-struct vring_state {
-    uint32_t index;
-    uint32_t num;
-} __attribute__((packed));
-
-struct vring_addr {
-    uint32_t index;
-    uint32_t flags;
-    uint64_t desc, used, avail, log;
-} __attribute__((packed));
-
-struct mem_table {
-    uint32_t count;
-    uint32_t padding;
-    struct pv_region_desc regions[PV_MAX_REGIONS];
-} __attribute__((packed));
-
-struct config_space {
-    uint32_t offset;
-    uint32_t size;
-    uint32_t flags;
-    uint8_t data[PV_CONFIG_MAX];
-} __attribute__((packed));
-
-struct log_area {
-    uint64_t size;
-    uint64_t offset;
-} __attribute__((packed));
-
-struct inflight_area {
-    uint64_t size;
-    uint64_t offset;
-    uint16_t queues;
-    uint16_t queue_size;
-    uint32_t padding; /* QEMU sends it, the specification does not have it */
-} __attribute__((packed));
-
 
 /* vhost-user numbers are in the host's byte order. Payloads are copied out of the message, so that alignment does not
  * matter. */
@@ -93,7 +24,7 @@ static uint64_t payload_u64(const struct pv_fe *fe)
 
 static uint64_t features_offered(const struct pv_fe *fe)
 {
-    return fe->type->features | F_PROTOCOL_FEATURES;
+    return fe->type->features | PV_VU_F_PROTOCOL_FEATURES;
 }
 
 static int on_get_features(struct pv_fe *fe)
@@ -109,7 +40,7 @@ static int on_set_features(struct pv_fe *fe)
         return pv_fe_refuse(fe, "vhost-user: features that were not offered");
     fe->features = features;
     for (unsigned i = 0; i < fe->type->rings; i++)
-        if (!(features & F_PROTOCOL_FEATURES))
+        if (!(features & PV_VU_F_PROTOCOL_FEATURES))
             fe->rings[i].enabled = true;
     return 0;
 }
@@ -151,7 +82,7 @@ static int on_reset_owner(struct pv_fe *fe)
 
 static int on_set_mem_table(struct pv_fe *fe)
 {
-    struct mem_table table;
+    struct pv_vu_mem_table table;
     int err;
 
     memcpy(&table, fe->msg.payload, fe->msg.size < sizeof(table) ? fe->msg.size : sizeof(table));
@@ -186,7 +117,7 @@ static struct pv_fe_ring *ring_of(struct pv_fe *fe, uint32_t index)
 
 static int on_set_vring_num(struct pv_fe *fe)
 {
-    struct vring_state state;
+    struct pv_vu_vring_state state;
 
     memcpy(&state, fe->msg.payload, sizeof(state));
     struct pv_fe_ring *ring = ring_of(fe, state.index);
@@ -203,7 +134,7 @@ static int on_set_vring_num(struct pv_fe *fe)
 
 static int on_set_vring_addr(struct pv_fe *fe)
 {
-    struct vring_addr addr;
+    struct pv_vu_vring_addr addr;
 
     memcpy(&addr, fe->msg.payload, sizeof(addr));
     struct pv_fe_ring *ring = ring_of(fe, addr.index);
@@ -213,7 +144,7 @@ static int on_set_vring_addr(struct pv_fe *fe)
     ring->vq.desc_addr = addr.desc;
     ring->vq.avail_addr = addr.avail;
     ring->vq.used_addr = addr.used;
-    ring->logged = addr.flags & ADDR_F_LOG;
+    ring->logged = addr.flags & PV_VU_ADDR_F_LOG;
     ring->log_addr = addr.log;
     if (ring->started && !pv_vq_map(&ring->vq, &fe->mem))
         return pv_fe_refuse(fe, "vhost-user: running ring moved outside of the memory table");
@@ -222,7 +153,7 @@ static int on_set_vring_addr(struct pv_fe *fe)
 
 static int on_set_vring_base(struct pv_fe *fe)
 {
-    struct vring_state state;
+    struct pv_vu_vring_state state;
 
     memcpy(&state, fe->msg.payload, sizeof(state));
     struct pv_fe_ring *ring = ring_of(fe, state.index);
@@ -242,7 +173,7 @@ static int on_set_vring_base(struct pv_fe *fe)
 
 static int on_get_vring_base(struct pv_fe *fe)
 {
-    struct vring_state state;
+    struct pv_vu_vring_state state;
 
     memcpy(&state, fe->msg.payload, sizeof(state));
     struct pv_fe_ring *ring = ring_of(fe, state.index);
@@ -258,9 +189,9 @@ static int on_get_vring_base(struct pv_fe *fe)
 static struct pv_fe_ring *vring_fd(struct pv_fe *fe, int *fd)
 {
     uint64_t value = payload_u64(fe);
-    struct pv_fe_ring *ring = ring_of(fe, (uint32_t)(value & VRING_INDEX_MASK));
+    struct pv_fe_ring *ring = ring_of(fe, (uint32_t)(value & PV_VU_VRING_INDEX_MASK));
 
-    if (ring && fe->fd_count != (value & VRING_NO_FD ? 0 : 1)) {
+    if (ring && fe->fd_count != (value & PV_VU_VRING_NO_FD ? 0 : 1)) {
         fe->fault = "vhost-user: missing or spare descriptor";
         return NULL;
     }
@@ -280,36 +211,34 @@ static int on_set_vring_kick(struct pv_fe *fe)
     return pv_fe_start_ring(fe, (unsigned)(ring - fe->rings), fd);
 }
 
-static int on_set_vring_call(struct pv_fe *fe)
+/* `slot`: where a ring keeps a descriptor that is signalled. Not blocking: a front end that lets the counter run
+ * full stops its own interrupts, not this process. */
+static int set_signal(struct pv_fe *fe, size_t slot)
 {
     int fd;
     struct pv_fe_ring *ring = vring_fd(fe, &fd);
 
     if (!ring)
         return -1;
-    /* Not blocking: a front end that lets the counter run full stops its own interrupts, not this process. */
     if (fd >= 0)
         fcntl(fd, F_SETFL, O_NONBLOCK);
-    pv_fe_replace_fd(&ring->call_fd, fd);
+    pv_fe_replace_fd((int *)(void *)((char *)ring + slot), fd);
     return 0;
+}
+
+static int on_set_vring_call(struct pv_fe *fe)
+{
+    return set_signal(fe, offsetof(struct pv_fe_ring, call_fd));
 }
 
 static int on_set_vring_err(struct pv_fe *fe)
 {
-    int fd;
-    struct pv_fe_ring *ring = vring_fd(fe, &fd);
-
-    if (!ring)
-        return -1;
-    if (fd >= 0)
-        fcntl(fd, F_SETFL, O_NONBLOCK);
-    pv_fe_replace_fd(&ring->err_fd, fd);
-    return 0;
+    return set_signal(fe, offsetof(struct pv_fe_ring, err_fd));
 }
 
 static int on_set_vring_enable(struct pv_fe *fe)
 {
-    struct vring_state state;
+    struct pv_vu_vring_state state;
     int err;
 
     memcpy(&state, fe->msg.payload, sizeof(state));
@@ -325,7 +254,7 @@ static int on_set_vring_enable(struct pv_fe *fe)
 }
 
 /* 0: its size fits its message. */
-static int config_message(struct pv_fe *fe, struct config_space *config)
+static int config_message(struct pv_fe *fe, struct pv_vu_config_space *config)
 {
     memset(config, 0, sizeof(*config));
     memcpy(config, fe->msg.payload, fe->msg.size < sizeof(*config) ? fe->msg.size : sizeof(*config));
@@ -336,7 +265,7 @@ static int config_message(struct pv_fe *fe, struct config_space *config)
 
 static int on_get_config(struct pv_fe *fe)
 {
-    struct config_space config;
+    struct pv_vu_config_space config;
 
     if (config_message(fe, &config) < 0)
         return -1;
@@ -348,7 +277,7 @@ static int on_get_config(struct pv_fe *fe)
 
 static int on_set_config(struct pv_fe *fe)
 {
-    struct config_space config;
+    struct pv_vu_config_space config;
 
     if (config_message(fe, &config) < 0)
         return -1;
@@ -367,7 +296,7 @@ static int on_set_backend_fd(struct pv_fe *fe)
 
 static int on_set_log_base(struct pv_fe *fe)
 {
-    struct log_area area;
+    struct pv_vu_log_area area;
     struct stat st;
 
     memcpy(&area, fe->msg.payload, sizeof(area));
@@ -392,7 +321,7 @@ static int on_set_log_fd(struct pv_fe *fe)
 
 static int on_get_inflight(struct pv_fe *fe)
 {
-    struct inflight_area area = {0};
+    struct pv_vu_inflight_area area = {0};
     struct pv_inflight region = {.fd = -1};
     int err, result;
 
@@ -419,7 +348,7 @@ static bool any_ring_started(const struct pv_fe *fe)
 
 static int on_set_inflight(struct pv_fe *fe)
 {
-    struct inflight_area area = {0};
+    struct pv_vu_inflight_area area = {0};
     int err;
 
     memcpy(&area, fe->msg.payload, fe->msg.size < sizeof(area) ? fe->msg.size : sizeof(area));
@@ -431,39 +360,40 @@ static int on_set_inflight(struct pv_fe *fe)
     return 0;
 }
 
-#define STATE sizeof(struct vring_state)
-#define ADDR sizeof(struct vring_addr)
-#define CONFIG sizeof(struct config_space)
+#define STATE sizeof(struct pv_vu_vring_state)
+#define ADDR sizeof(struct pv_vu_vring_addr)
+#define CONFIG sizeof(struct pv_vu_config_space)
+#define INFLIGHT sizeof(struct pv_vu_inflight_area)
 
-static const struct pv_handler HANDLERS[REQUEST_LIMIT] = {
-    [GET_FEATURES] = {on_get_features, 0, 0, 0, PV_REPLIES, 0},
-    [SET_FEATURES] = {on_set_features, 8, 8, 0, 0, 0},
-    [SET_OWNER] = {on_set_owner, 0, 0, 0, 0, 0},
-    [RESET_OWNER] = {on_reset_owner, 0, 0, 0, PV_DRAINS, 0},
-    [SET_MEM_TABLE] = {on_set_mem_table, 8, sizeof(struct mem_table), PV_MAX_REGIONS, PV_DRAINS, 0},
-    [SET_LOG_BASE] = {on_set_log_base, 16, 16, 1, PV_REPLIES, PV_PROTOCOL_LOG_SHMFD},
-    [SET_LOG_FD] = {on_set_log_fd, 0, 8, 1, 0, PV_PROTOCOL_LOG_SHMFD},
-    [SET_VRING_NUM] = {on_set_vring_num, STATE, STATE, 0, 0, 0},
-    [SET_VRING_ADDR] = {on_set_vring_addr, ADDR, ADDR, 0, PV_DRAINS, 0},
-    [SET_VRING_BASE] = {on_set_vring_base, STATE, STATE, 0, 0, 0},
-    [GET_VRING_BASE] = {on_get_vring_base, STATE, STATE, 0, PV_REPLIES | PV_DRAINS, 0},
-    [SET_VRING_KICK] = {on_set_vring_kick, 8, 8, 1, PV_DRAINS, 0},
-    [SET_VRING_CALL] = {on_set_vring_call, 8, 8, 1, 0, 0},
-    [SET_VRING_ERR] = {on_set_vring_err, 8, 8, 1, 0, 0},
-    [GET_PROTOCOL_FEATURES] = {on_get_protocol_features, 0, 0, 0, PV_REPLIES, 0},
-    [SET_PROTOCOL_FEATURES] = {on_set_protocol_features, 8, 8, 0, 0, 0},
-    [GET_QUEUE_NUM] = {on_get_queue_num, 0, 0, 0, PV_REPLIES, 0},
-    [SET_VRING_ENABLE] = {on_set_vring_enable, STATE, STATE, 0, 0, 0},
-    [SET_BACKEND_REQ_FD] = {on_set_backend_fd, 0, 8, 1, 0, PV_PROTOCOL_BACKEND_REQ},
-    [GET_CONFIG] = {on_get_config, 12, CONFIG, 0, PV_REPLIES, PV_PROTOCOL_CONFIG},
-    [SET_CONFIG] = {on_set_config, 12, CONFIG, 0, 0, PV_PROTOCOL_CONFIG},
-    [GET_INFLIGHT_FD] = {on_get_inflight, 20, sizeof(struct inflight_area), 0, PV_REPLIES, PV_PROTOCOL_INFLIGHT},
-    [SET_INFLIGHT_FD] = {on_set_inflight, 20, sizeof(struct inflight_area), 1, PV_DRAINS, PV_PROTOCOL_INFLIGHT},
+static const struct pv_handler HANDLERS[PV_VU_REQUEST_LIMIT] = {
+    [PV_VU_GET_FEATURES] = {on_get_features, 0, 0, 0, PV_REPLIES, 0},
+    [PV_VU_SET_FEATURES] = {on_set_features, 8, 8, 0, 0, 0},
+    [PV_VU_SET_OWNER] = {on_set_owner, 0, 0, 0, 0, 0},
+    [PV_VU_RESET_OWNER] = {on_reset_owner, 0, 0, 0, PV_DRAINS, 0},
+    [PV_VU_SET_MEM_TABLE] = {on_set_mem_table, 8, sizeof(struct pv_vu_mem_table), PV_MAX_REGIONS, PV_DRAINS, 0},
+    [PV_VU_SET_LOG_BASE] = {on_set_log_base, 16, 16, 1, PV_REPLIES, PV_PROTOCOL_LOG_SHMFD},
+    [PV_VU_SET_LOG_FD] = {on_set_log_fd, 0, 8, 1, 0, PV_PROTOCOL_LOG_SHMFD},
+    [PV_VU_SET_VRING_NUM] = {on_set_vring_num, STATE, STATE, 0, 0, 0},
+    [PV_VU_SET_VRING_ADDR] = {on_set_vring_addr, ADDR, ADDR, 0, PV_DRAINS, 0},
+    [PV_VU_SET_VRING_BASE] = {on_set_vring_base, STATE, STATE, 0, 0, 0},
+    [PV_VU_GET_VRING_BASE] = {on_get_vring_base, STATE, STATE, 0, PV_REPLIES | PV_DRAINS, 0},
+    [PV_VU_SET_VRING_KICK] = {on_set_vring_kick, 8, 8, 1, PV_DRAINS, 0},
+    [PV_VU_SET_VRING_CALL] = {on_set_vring_call, 8, 8, 1, 0, 0},
+    [PV_VU_SET_VRING_ERR] = {on_set_vring_err, 8, 8, 1, 0, 0},
+    [PV_VU_GET_PROTOCOL_FEATURES] = {on_get_protocol_features, 0, 0, 0, PV_REPLIES, 0},
+    [PV_VU_SET_PROTOCOL_FEATURES] = {on_set_protocol_features, 8, 8, 0, 0, 0},
+    [PV_VU_GET_QUEUE_NUM] = {on_get_queue_num, 0, 0, 0, PV_REPLIES, 0},
+    [PV_VU_SET_VRING_ENABLE] = {on_set_vring_enable, STATE, STATE, 0, 0, 0},
+    [PV_VU_SET_BACKEND_REQ_FD] = {on_set_backend_fd, 0, 8, 1, 0, PV_PROTOCOL_BACKEND_REQ},
+    [PV_VU_GET_CONFIG] = {on_get_config, 12, CONFIG, 0, PV_REPLIES, PV_PROTOCOL_CONFIG},
+    [PV_VU_SET_CONFIG] = {on_set_config, 12, CONFIG, 0, 0, PV_PROTOCOL_CONFIG},
+    [PV_VU_GET_INFLIGHT_FD] = {on_get_inflight, 20, INFLIGHT, 0, PV_REPLIES, PV_PROTOCOL_INFLIGHT},
+    [PV_VU_SET_INFLIGHT_FD] = {on_set_inflight, 20, INFLIGHT, 1, PV_DRAINS, PV_PROTOCOL_INFLIGHT},
 };
 
 const struct pv_handler *pv_fe_handler(const struct pv_fe *fe)
 {
-    const struct pv_handler *handler = fe->msg.request < REQUEST_LIMIT ? &HANDLERS[fe->msg.request] : NULL;
+    const struct pv_handler *handler = fe->msg.request < PV_VU_REQUEST_LIMIT ? &HANDLERS[fe->msg.request] : NULL;
 
     if (!handler || !handler->handle || (handler->protocol_feature & ~fe->type->protocol_features))
         return NULL;

@@ -1,5 +1,5 @@
-/* What the rooms of the protocol share: vhost_user.c receives messages and keeps rings, requests.c has what each message does,
- * log.c the log of writes. See vhost_user.h for the theory of operation. */
+/* What the rooms of the protocol share: vhost_user.c receives messages and keeps rings, requests.c has what each
+ * message does, log.c the log of writes. See vhost_user.h for the theory of operation. */
 #ifndef PV_VHOST_ROOMS_H
 #define PV_VHOST_ROOMS_H
 

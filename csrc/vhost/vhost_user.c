@@ -5,15 +5,8 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "protocol.h"
 #include "rooms.h"
-
-#define HEADER_SIZE 12
-#define FLAG_VERSION_MASK 0x3U
-#define FLAG_VERSION 0x1U
-#define FLAG_REPLY 0x4U
-#define FLAG_NEED_REPLY 0x8U
-
-#define BACKEND_CONFIG_CHANGE 2U
 
 int pv_fe_refuse(struct pv_fe *fe, const char *fault)
 {
@@ -51,7 +44,7 @@ static bool send_message(int socket, const struct pv_msg *msg, int fd)
         char space[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
     } control = {0};
-    struct iovec iov = {.iov_base = (void *)msg, .iov_len = HEADER_SIZE + msg->size};
+    struct iovec iov = {.iov_base = (void *)msg, .iov_len = PV_VU_HEADER_SIZE + msg->size};
     struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
     ssize_t sent;
 
@@ -72,7 +65,7 @@ static bool send_message(int socket, const struct pv_msg *msg, int fd)
 
 int pv_fe_reply_with(struct pv_fe *fe, const void *payload, uint32_t size, int fd)
 {
-    struct pv_msg answer = {.request = fe->msg.request, .flags = FLAG_VERSION | FLAG_REPLY, .size = size};
+    struct pv_msg answer = {.request = fe->msg.request, .flags = PV_VU_VERSION | PV_VU_REPLY, .size = size};
 
     memcpy(answer.payload, payload, size);
     if (!send_message(fe->fd, &answer, fd))
@@ -166,7 +159,8 @@ void pv_fe_ring_broken(struct pv_fe *fe, unsigned i)
         return; /* nobody is there to be told */
 }
 
-/* ---- what the guest is told ---------------------------------------------------------------------------------------- */
+/* ---- what the guest is told
+ * ---------------------------------------------------------------------------------------- */
 
 bool pv_fe_publish(struct pv_fe *fe, unsigned i)
 {
@@ -181,7 +175,7 @@ bool pv_fe_publish(struct pv_fe *fe, unsigned i)
 
 bool pv_fe_config_changed(struct pv_fe *fe)
 {
-    struct pv_msg msg = {.request = BACKEND_CONFIG_CHANGE, .flags = FLAG_VERSION};
+    struct pv_msg msg = {.request = PV_VU_BACKEND_CONFIG_CHANGE, .flags = PV_VU_VERSION};
 
     if (fe->backend_fd < 0)
         return false;
@@ -195,7 +189,7 @@ static int check_header(struct pv_fe *fe)
 {
     const struct pv_handler *handler = pv_fe_handler(fe);
 
-    if ((fe->msg.flags & FLAG_VERSION_MASK) != FLAG_VERSION || (fe->msg.flags & FLAG_REPLY))
+    if ((fe->msg.flags & PV_VU_VERSION_MASK) != PV_VU_VERSION || (fe->msg.flags & PV_VU_REPLY))
         return pv_fe_refuse(fe, "vhost-user: bad version or flags");
     if (fe->msg.size > PV_MSG_MAX_PAYLOAD)
         return pv_fe_refuse(fe, "vhost-user: message too long");
@@ -221,7 +215,7 @@ static bool must_drain(struct pv_fe *fe)
 static int dispatch(struct pv_fe *fe)
 {
     const struct pv_handler *handler = pv_fe_handler(fe);
-    bool wants_ack = (fe->msg.flags & FLAG_NEED_REPLY) && (fe->protocol_features & PV_PROTOCOL_REPLY_ACK);
+    bool wants_ack = (fe->msg.flags & PV_VU_NEED_REPLY) && (fe->protocol_features & PV_PROTOCOL_REPLY_ACK);
     int result;
 
     fe->fault = NULL;
@@ -282,7 +276,7 @@ static int receive_part(struct pv_fe *fe, uint32_t want, int *err)
 int pv_fe_receive(struct pv_fe *fe, int *err)
 {
     for (;;) {
-        uint32_t want = fe->have < HEADER_SIZE ? HEADER_SIZE : HEADER_SIZE + fe->msg.size;
+        uint32_t want = fe->have < PV_VU_HEADER_SIZE ? PV_VU_HEADER_SIZE : PV_VU_HEADER_SIZE + fe->msg.size;
 
         if (fe->have < want) {
             int got = receive_part(fe, want, err);
@@ -295,9 +289,9 @@ int pv_fe_receive(struct pv_fe *fe, int *err)
                 continue;
         }
         *err = EPROTO;
-        if (want == HEADER_SIZE && check_header(fe) < 0)
+        if (want == PV_VU_HEADER_SIZE && check_header(fe) < 0)
             return -1;
-        if (fe->have < HEADER_SIZE + fe->msg.size)
+        if (fe->have < PV_VU_HEADER_SIZE + fe->msg.size)
             continue;
         if (must_drain(fe))
             return 1;

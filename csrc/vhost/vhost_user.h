@@ -13,9 +13,9 @@
  *     any     --GET_VRING_BASE, RESET--> stopped; the answer is the next available index
  *     live    --the guest breaks it--> broken: VRING_ERR is signalled once; not live until it is stopped and started
  *
- * A device that holds chains over turns of its loop counts them (pv_fe_hold, pv_fe_drop). A message that takes a ring or
- * the guest's memory away then waits until none is held (`draining`): no ring is live meanwhile, so that no new ones are
- * taken, and nothing more is received. Whoever drops the last one calls pv_fe_receive.
+ * A device that holds chains over turns of its loop counts them (pv_fe_hold, pv_fe_drop). A message that takes a
+ * ring or the guest's memory away then waits until none is held (`draining`): no ring is live meanwhile, so that no
+ * new ones are taken, and nothing more is received. Whoever drops the last one calls pv_fe_receive.
  *
  * A pause of the VM stops the rings and starts them again where they were; a reset starts them at another index. That
  * is how the two are told apart: connections live through a pause and are dropped by a reset (`device_reset`).

@@ -4,14 +4,14 @@
  * -------------------
  * There are two ways to work with a ring; a device keeps to one.
  *
- * Synchronous: the device *peeks* at available chains without taking them, does its work in the guest's memory, and then
- * *takes* a chain, which puts it in the used ring. Nothing is held between two turns of the event loop: every chain
- * before last_avail is used, so a ring may be stopped at any moment and its position is just one index.
+ * Synchronous: the device *peeks* at available chains without taking them, does its work in the guest's memory, and
+ * then *takes* a chain, which puts it in the used ring. Nothing is held between two turns of the event loop: every
+ * chain before last_avail is used, so a ring may be stopped at any moment and its position is just one index.
  *
- * Asynchronous: the device *pops* a chain, holds it for as long as its work takes, and *pushes* it, in any order. What is
- * held is known by its head (`held`), which the guest cannot use a second time meanwhile; so no more chains are held than
- * the ring has entries. Where the front end lent a region for it (inflight.h), what is held is also written there, and
- * a later process pops it again before anything new.
+ * Asynchronous: the device *pops* a chain, holds it for as long as its work takes, and *pushes* it, in any order.
+ * What is held is known by its head (`held`), which the guest cannot use a second time meanwhile; so no more chains
+ * are held than the ring has entries. Where the front end lent a region for it (inflight.h), what is held is also
+ * written there, and a later process pops it again before anything new.
  *
  * The guest may write to all of it at any time. So each descriptor is copied once and only the copy is looked at, an
  * index is never trusted to be in range, and a chain cannot be longer than the queue. What breaks a rule breaks the

@@ -20,7 +20,8 @@ def declarations() -> str:
 
 def sources() -> list[str]:
     """Relative to the root, as setuptools wants them; sorted, so that the build is the same every time."""
-    return sorted(str(path.relative_to(ROOT)) for path in [*HERE.glob("*.c"), *HERE.parent.glob("vhost/*.c")])
+    shared = [*HERE.parent.glob("vhost/*.c"), HERE.parent / "common" / "iov.c"]
+    return sorted(str(path.relative_to(ROOT)) for path in [*HERE.glob("*.c"), *shared])
 
 
 ffibuilder = FFI()

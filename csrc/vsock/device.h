@@ -40,7 +40,7 @@
 
 #include "common/list.h"
 #include "sendbuf.h"
-#include "vhost/iov.h"
+#include "common/iov.h"
 #include "vhost/vhost_user.h"
 #include "vsock.h"
 

@@ -38,7 +38,7 @@ static bool parse_packet(const struct pv_chain *chain, struct packet *p)
 {
     struct virtio_vsock_hdr h;
 
-    if (pv_iov_read(chain->iov, chain->out_count, &h, HEADER_SIZE) != HEADER_SIZE)
+    if (pv_iov_copy_out(chain->iov, chain->out_count, 0, &h, HEADER_SIZE) != HEADER_SIZE)
         return false;
     *p = (struct packet){
         .guest_port = le32toh(h.src_port),
@@ -169,7 +169,7 @@ static void on_data(struct pv_vsock *v, struct pv_conn *c, const struct packet *
         return;
     }
     c->received += p->len;
-    count = pv_iov_slice(p->chain->iov, p->chain->out_count, HEADER_SIZE, p->len, data, PV_SEGMENTS_MAX);
+    count = pv_iov_cut(p->chain->iov, p->chain->out_count, HEADER_SIZE, p->len, data, PV_SEGMENTS_MAX);
     pv_host_send(v, c, data, count, p->len);
 }
 
@@ -277,7 +277,7 @@ static int peek_rx(struct pv_vsock *v, unsigned ahead, struct pv_chain **chain)
 
 static void put_packet(struct pv_vsock *v, struct pv_chain *chain, const struct virtio_vsock_hdr *header, uint32_t len)
 {
-    pv_iov_write(chain->iov, chain->in_count, header, HEADER_SIZE);
+    pv_iov_copy_in(chain->iov, chain->in_count, 0, header, HEADER_SIZE);
     pv_vq_take(&v->fe.rings[PV_RX].vq, chain, (uint32_t)HEADER_SIZE + len);
     pv_count(&v->stats.packets_to_guest, 1);
 }
@@ -364,7 +364,7 @@ static int gather(struct pv_vsock *v, const struct pv_conn *c, unsigned *segment
             break;
         size_t part = chain->in_len - HEADER_SIZE < credit - *room ? chain->in_len - HEADER_SIZE : credit - *room;
 
-        *segments += pv_iov_slice(chain->iov, chain->in_count, HEADER_SIZE, part, v->iov + *segments,
+        *segments += pv_iov_cut(chain->iov, chain->in_count, HEADER_SIZE, part, v->iov + *segments,
                                   PV_BATCH_SEGMENTS - *segments);
         *room += part;
         chains++;

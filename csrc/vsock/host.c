@@ -223,7 +223,7 @@ void pv_host_send(struct pv_vsock *v, struct pv_conn *c, const struct iovec *iov
         pv_conn_forwarded(v, c, (uint32_t)sent);
     if (sent == len)
         return;
-    count = pv_iov_slice(iov, count, sent, len - sent, rest, PV_SEGMENTS_MAX);
+    count = pv_iov_cut(iov, count, sent, len - sent, rest, PV_SEGMENTS_MAX);
     if (pv_sendbuf_append(&c->unsent, rest, count, len - sent, c->window) < 0) {
         pv_conn_reset(v, c);
         return;

@@ -1,7 +1,7 @@
 # The vhost-user-vsock back end, with the vhost-user core that it shares. It is no program: setup.py builds it into hypervisor.vsock._vsock. Here: its tests.
 # The same sources are built again for each kind of test, with other flags.
 
-VSOCK_SOURCES := $(wildcard vsock/*.c vhost/*.c)
+VSOCK_SOURCES := $(wildcard vsock/*.c vhost/*.c) common/iov.c
 VSOCK_HEADERS := $(wildcard vsock/*.h vhost/*.h common/*.h $(TESTS_DIR)/vsock/*.h)
 VSOCK_TEST_SOURCES := $(wildcard $(TESTS_DIR)/vsock/test_*.c) $(TESTS_DIR)/vsock/frontend.c
 VSOCK_FUZZERS := $(patsubst $(TESTS_DIR)/vsock/fuzz_%.c,$(OUT)/fuzz-vsock-%,$(wildcard $(TESTS_DIR)/vsock/fuzz_*.c))
@@ -17,6 +17,10 @@ $(OUT)/test-vsock-tsan: $(VSOCK_SOURCES) $(VSOCK_TEST_SOURCES) $(VSOCK_HEADERS)
 GCOV_VSOCK := $(patsubst %.c,$(OUT)/gcov/%.o,$(VSOCK_SOURCES))
 
 $(OUT)/gcov/vsock/%.o: vsock/%.c $(VSOCK_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(VSOCK_FLAGS) -O0 -g --coverage -c $(abspath $<) -o $@
+
+$(OUT)/gcov/common/%.o: common/%.c $(VSOCK_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(VSOCK_FLAGS) -O0 -g --coverage -c $(abspath $<) -o $@
 

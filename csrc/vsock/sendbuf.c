@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vhost/iov.h"
+#include "common/iov.h"
 
 #define FIRST_CAPACITY 4096
 
@@ -21,7 +21,7 @@ static int grow(struct pv_sendbuf *buf, size_t needed, size_t limit)
     fresh = malloc(capacity);
     if (!fresh)
         return -1;
-    pv_iov_read(old, pieces, fresh, buf->used);
+    pv_iov_copy_out(old, pieces, 0, fresh, buf->used);
     free(buf->data);
     buf->data = fresh;
     buf->capacity = capacity;
@@ -48,8 +48,8 @@ int pv_sendbuf_append(struct pv_sendbuf *buf, const struct iovec *iov, unsigned 
         struct iovec piece[64];
 
         for (size_t done = 0; done < room[i].iov_len;) {
-            unsigned n = pv_iov_slice(iov, count, skip, room[i].iov_len - done, piece, 64);
-            size_t got = pv_iov_read(piece, n, (uint8_t *)room[i].iov_base + done, room[i].iov_len - done);
+            unsigned n = pv_iov_cut(iov, count, skip, room[i].iov_len - done, piece, 64);
+            size_t got = pv_iov_copy_out(piece, n, 0, (uint8_t *)room[i].iov_base + done, room[i].iov_len - done);
 
             done += got;
             skip += got;

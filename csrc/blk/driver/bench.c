@@ -3,8 +3,8 @@
  *     hv-blk-bench SOCKET read|write DEPTH SECONDS SPAN_MIB [poll]
  *
  * Random 4 KiB requests over the disk's first SPAN_MIB. "poll": the front end spins on the used ring, as a guest that
- * never sleeps; otherwise it sleeps until it is interrupted. Prints one line of JSON: requests a second, latencies in us.
- */
+ * never sleeps; otherwise it sleeps until it is interrupted. Prints one line of JSON: requests a second, latencies
+ * in us. / */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

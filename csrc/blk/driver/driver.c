@@ -12,6 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "vhost/protocol.h"
+
 #define RING_SPACE 0x8000U
 #define INDIRECT_SPACE (DRV_SLOTS * 64U)
 #define HEADER_SPACE (DRV_SLOTS * 64U) /* header at +0, status at +32, discard range at +16 */
@@ -19,57 +21,11 @@
 #define ANSWER_MS 10000
 #define CONFIG_SIZE 60U /* up to write_zeroes: back ends refuse what they do not know */
 
-enum {
-    GET_FEATURES = 1,
-    SET_FEATURES = 2,
-    SET_OWNER = 3,
-    SET_MEM_TABLE = 5,
-    SET_VRING_NUM = 8,
-    SET_VRING_ADDR = 9,
-    SET_VRING_BASE = 10,
-    GET_VRING_BASE = 11,
-    SET_VRING_KICK = 12,
-    SET_VRING_CALL = 13,
-    SET_VRING_ERR = 14,
-    GET_PROTOCOL_FEATURES = 15,
-    SET_PROTOCOL_FEATURES = 16,
-    SET_VRING_ENABLE = 18,
-    SET_BACKEND_REQ_FD = 21,
-    GET_CONFIG = 24,
-    GET_INFLIGHT_FD = 31,
-    SET_INFLIGHT_FD = 32,
-};
-
-#define F_PROTOCOL (1ULL << 30)
-#define P_MQ (1ULL << 0)
-#define P_BACKEND_REQ (1ULL << 5)
-#define P_CONFIG (1ULL << 9)
-#define P_INFLIGHT (1ULL << 12)
-#define P_WANTED (P_MQ | P_BACKEND_REQ | P_CONFIG | P_INFLIGHT)
+#define P_WANTED (PV_PROTOCOL_MQ | PV_PROTOCOL_BACKEND_REQ | PV_PROTOCOL_CONFIG | PV_PROTOCOL_INFLIGHT)
 
 struct header {
     uint32_t request, flags, size;
 } __attribute__((packed));
-
-struct state {
-    uint32_t index, num;
-};
-
-struct addr {
-    uint32_t index, flags;
-    uint64_t desc, used, avail, log;
-};
-
-struct memory {
-    uint32_t count, padding;
-    uint64_t guest, size, user, offset;
-};
-
-struct inflight {
-    uint64_t size, offset;
-    uint16_t queues, queue_size;
-    uint32_t padding;
-};
 
 static int failed(const char *what)
 {
@@ -83,7 +39,7 @@ int drv_send(struct drv *drv, uint32_t request, uint32_t flags, const void *payl
     unsigned count)
 {
     char control[CMSG_SPACE(sizeof(int) * 8)] __attribute__((aligned(8))) = {0};
-    struct header header = {request, 1 | flags, size};
+    struct pv_vu_header header = {request, 1 | flags, size};
     struct iovec iov[2] = {{&header, sizeof(header)}, {(void *)payload, size}};
     struct msghdr mh = {.msg_iov = iov, .msg_iovlen = 2};
 
@@ -122,7 +78,7 @@ static int receive_exactly(int sock, void *to, size_t len, int *fd)
 
 int drv_receive(struct drv *drv, uint32_t request, void *payload, uint32_t size, int *fd)
 {
-    struct header header;
+    struct pv_vu_header header;
 
     if (receive_exactly(drv->sock, &header, sizeof(header), fd) < 0)
         return -1;
@@ -152,7 +108,7 @@ static int tell_fd(struct drv *drv, uint32_t request, unsigned queue, int fd)
 
 static int tell_state(struct drv *drv, uint32_t request, uint32_t index, uint32_t num)
 {
-    struct state state = {index, num};
+    struct pv_vu_vring_state state = {index, num};
 
     return drv_send(drv, request, 0, &state, sizeof(state), NULL, 0);
 }
@@ -214,9 +170,9 @@ void drv_close(struct drv *drv)
 
 static int send_memory(struct drv *drv)
 {
-    struct memory memory = {.count = 1, .guest = 0, .size = drv->ram_size, .user = DRV_USER};
+    struct pv_vu_mem_table memory = {.count = 1, .regions = {{.size = drv->ram_size, .user_addr = DRV_USER}}};
 
-    return drv_send(drv, SET_MEM_TABLE, 0, &memory, sizeof(memory), &drv->memfd, 1);
+    return drv_send(drv, PV_VU_SET_MEM_TABLE, 0, &memory, 8 + sizeof(memory.regions[0]), &drv->memfd, 1);
 }
 
 static int open_backend_channel(struct drv *drv)
@@ -226,7 +182,7 @@ static int open_backend_channel(struct drv *drv)
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return failed("socketpair");
     drv->backend = pair[0];
-    result = drv_send(drv, SET_BACKEND_REQ_FD, 0, NULL, 0, &pair[1], 1);
+    result = drv_send(drv, PV_VU_SET_BACKEND_REQ_FD, 0, NULL, 0, &pair[1], 1);
     close(pair[1]);
     return result;
 }
@@ -236,18 +192,18 @@ int drv_adopt(struct drv *drv, int sock, uint64_t wanted)
     uint64_t offered;
 
     drv->sock = sock;
-    if (ask(drv, GET_FEATURES, &offered) < 0)
+    if (ask(drv, PV_VU_GET_FEATURES, &offered) < 0)
         return -1;
-    drv->features = offered & (wanted | F_PROTOCOL | (1ULL << VIRTIO_F_VERSION_1));
+    drv->features = offered & (wanted | PV_VU_F_PROTOCOL_FEATURES | (1ULL << VIRTIO_F_VERSION_1));
     drv->event_idx = drv->features & (1ULL << VIRTIO_RING_F_EVENT_IDX);
     drv->indirect = drv->features & (1ULL << VIRTIO_RING_F_INDIRECT_DESC);
-    if (ask(drv, GET_PROTOCOL_FEATURES, &offered) < 0)
+    if (ask(drv, PV_VU_GET_PROTOCOL_FEATURES, &offered) < 0)
         return -1;
     drv->protocol_features = offered & P_WANTED;
-    if (tell(drv, SET_PROTOCOL_FEATURES, drv->protocol_features) < 0 ||
-        drv_send(drv, SET_OWNER, 0, NULL, 0, NULL, 0) < 0 || tell(drv, SET_FEATURES, drv->features) < 0)
+    if (tell(drv, PV_VU_SET_PROTOCOL_FEATURES, drv->protocol_features) < 0 ||
+        drv_send(drv, PV_VU_SET_OWNER, 0, NULL, 0, NULL, 0) < 0 || tell(drv, PV_VU_SET_FEATURES, drv->features) < 0)
         return -1;
-    if ((drv->protocol_features & P_BACKEND_REQ) && open_backend_channel(drv) < 0)
+    if ((drv->protocol_features & PV_PROTOCOL_BACKEND_REQ) && open_backend_channel(drv) < 0)
         return -1;
     return send_memory(drv);
 }
@@ -268,35 +224,35 @@ int drv_connect(struct drv *drv, const char *path, uint64_t wanted)
 
 static int share_inflight(struct drv *drv)
 {
-    struct inflight area = {.queues = (uint16_t)drv->queues, .queue_size = DRV_NUM};
+    struct pv_vu_inflight_area area = {.queues = (uint16_t)drv->queues, .queue_size = DRV_NUM};
 
-    if (!(drv->protocol_features & P_INFLIGHT))
+    if (!(drv->protocol_features & PV_PROTOCOL_INFLIGHT))
         return 0;
     if (drv->inflight < 0) {
-        if (drv_send(drv, GET_INFLIGHT_FD, 0, &area, sizeof(area), NULL, 0) < 0 ||
-            drv_receive(drv, GET_INFLIGHT_FD, &area, sizeof(area), &drv->inflight) < 0)
+        if (drv_send(drv, PV_VU_GET_INFLIGHT_FD, 0, &area, sizeof(area), NULL, 0) < 0 ||
+            drv_receive(drv, PV_VU_GET_INFLIGHT_FD, &area, sizeof(area), &drv->inflight) < 0)
             return -1;
         drv->inflight_size = area.size;
     }
-    area = (struct inflight){.size = drv->inflight_size, .queues = (uint16_t)drv->queues, .queue_size = DRV_NUM};
-    return drv_send(drv, SET_INFLIGHT_FD, 0, &area, sizeof(area), &drv->inflight, 1);
+    area = (struct pv_vu_inflight_area){.size = drv->inflight_size, .queues = (uint16_t)drv->queues, .queue_size = DRV_NUM};
+    return drv_send(drv, PV_VU_SET_INFLIGHT_FD, 0, &area, sizeof(area), &drv->inflight, 1);
 }
 
 static int start_queue(struct drv *drv, unsigned i)
 {
     struct drv_queue *q = &drv->queue[i];
     uint64_t user = DRV_USER + q->base;
-    struct addr addr = {.index = i, .desc = user, .avail = user + (uint64_t)((uint8_t *)q->avail - (uint8_t *)q->desc),
+    struct pv_vu_vring_addr addr = {.index = i, .desc = user, .avail = user + (uint64_t)((uint8_t *)q->avail - (uint8_t *)q->desc),
         .used = user + (uint64_t)((uint8_t *)q->used - (uint8_t *)q->desc)};
 
     /* As QEMU has it after a back end died: the last index that was used. */
-    if (tell_state(drv, SET_VRING_NUM, i, DRV_NUM) < 0 ||
-        tell_state(drv, SET_VRING_BASE, i, __atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE)) < 0 ||
-        drv_send(drv, SET_VRING_ADDR, 0, &addr, sizeof(addr), NULL, 0) < 0 ||
-        tell_fd(drv, SET_VRING_ERR, i, q->err) < 0 || tell_fd(drv, SET_VRING_CALL, i, q->call) < 0 ||
-        tell_fd(drv, SET_VRING_KICK, i, q->kick) < 0)
+    if (tell_state(drv, PV_VU_SET_VRING_NUM, i, DRV_NUM) < 0 ||
+        tell_state(drv, PV_VU_SET_VRING_BASE, i, __atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE)) < 0 ||
+        drv_send(drv, PV_VU_SET_VRING_ADDR, 0, &addr, sizeof(addr), NULL, 0) < 0 ||
+        tell_fd(drv, PV_VU_SET_VRING_ERR, i, q->err) < 0 || tell_fd(drv, PV_VU_SET_VRING_CALL, i, q->call) < 0 ||
+        tell_fd(drv, PV_VU_SET_VRING_KICK, i, q->kick) < 0)
         return -1;
-    return tell_state(drv, SET_VRING_ENABLE, i, 1);
+    return tell_state(drv, PV_VU_SET_VRING_ENABLE, i, 1);
 }
 
 int drv_start(struct drv *drv, bool reset)
@@ -319,9 +275,10 @@ int drv_start(struct drv *drv, bool reset)
 
 int drv_stop(struct drv *drv, unsigned queue, uint16_t *base)
 {
-    struct state state;
+    struct pv_vu_vring_state state;
 
-    if (tell_state(drv, GET_VRING_BASE, queue, 0) < 0 || drv_receive(drv, GET_VRING_BASE, &state, sizeof(state), NULL) < 0)
+    if (tell_state(drv, PV_VU_GET_VRING_BASE, queue, 0) < 0 ||
+        drv_receive(drv, PV_VU_GET_VRING_BASE, &state, sizeof(state), NULL) < 0)
         return -1;
     *base = (uint16_t)state.num;
     return 0;
@@ -334,8 +291,8 @@ int drv_config(struct drv *drv, struct virtio_blk_config *config)
         struct virtio_blk_config config;
     } __attribute__((packed)) space = {.size = CONFIG_SIZE};
 
-    if (drv_send(drv, GET_CONFIG, 0, &space, 12 + CONFIG_SIZE, NULL, 0) < 0 ||
-        drv_receive(drv, GET_CONFIG, &space, sizeof(space), NULL) < 0)
+    if (drv_send(drv, PV_VU_GET_CONFIG, 0, &space, 12 + CONFIG_SIZE, NULL, 0) < 0 ||
+        drv_receive(drv, PV_VU_GET_CONFIG, &space, sizeof(space), NULL) < 0)
         return -1;
     *config = space.config;
     return 0;

@@ -9,7 +9,7 @@
 
 #include "frontend.h"
 #include "harness.h"
-#include "vhost/iov.h"
+#include "common/iov.h"
 #include "vsock/sendbuf.h"
 
 #define REQUEST VIRTIO_VSOCK_OP_REQUEST
@@ -153,16 +153,16 @@ TEST(iov_slices_and_copies)
     char a[] = "abc", b[] = "", c[] = "defgh", out[16] = "";
     struct iovec iov[3] = {{a, 3}, {b, 0}, {c, 5}}, slice[3];
 
-    CHECK_EQ(pv_iov_read(iov, 3, out, 100), 8);
+    CHECK_EQ(pv_iov_copy_out(iov, 3, 0, out, 100), 8);
     CHECK(memcmp(out, "abcdefgh", 8) == 0);
-    CHECK_EQ(pv_iov_slice(iov, 3, 2, 3, slice, 3), 2);
-    CHECK_EQ(pv_iov_read(slice, 2, out, 16), 3);
+    CHECK_EQ(pv_iov_cut(iov, 3, 2, 3, slice, 3), 2);
+    CHECK_EQ(pv_iov_copy_out(slice, 2, 0, out, 16), 3);
     CHECK(memcmp(out, "cde", 3) == 0);
-    CHECK_EQ(pv_iov_slice(iov, 3, 8, 3, slice, 3), 0);
-    CHECK_EQ(pv_iov_slice(iov, 3, 0, 8, slice, 1), 1);
-    CHECK_EQ(pv_iov_write(iov, 3, "12345678", 8), 8);
+    CHECK_EQ(pv_iov_cut(iov, 3, 8, 3, slice, 3), 0);
+    CHECK_EQ(pv_iov_cut(iov, 3, 0, 8, slice, 1), 1);
+    CHECK_EQ(pv_iov_copy_in(iov, 3, 0, "12345678", 8), 8);
     CHECK(memcmp(a, "123", 3) == 0 && memcmp(c, "45678", 5) == 0);
-    CHECK_EQ(pv_iov_write(iov, 1, "xyzw", 4), 3);
+    CHECK_EQ(pv_iov_copy_in(iov, 1, 0, "xyzw", 4), 3);
 }
 
 TEST(sendbuf_is_a_queue_that_grows_and_wraps)
@@ -184,7 +184,7 @@ TEST(sendbuf_is_a_queue_that_grows_and_wraps)
         }
         CHECK(buf.capacity <= 16384);
         unsigned count = pv_sendbuf_iov(&buf, pieces);
-        size_t take = pv_iov_read(pieces, count, back, round * 91 % 1400);
+        size_t take = pv_iov_copy_out(pieces, count, 0, back, round * 91 % 1400);
 
         pattern(data, take, out);
         CHECK(memcmp(data, back, take) == 0);

@@ -1,6 +1,6 @@
-#include <string.h>
+#include "iov.h"
 
-#include "io.h"
+#include <string.h>
 
 unsigned pv_iov_cut(const struct iovec *iov, unsigned count, uint64_t skip, uint64_t len, struct iovec *out,
     unsigned max)
@@ -27,7 +27,8 @@ unsigned pv_iov_cut(const struct iovec *iov, unsigned count, uint64_t skip, uint
 
 enum direction { COPY_OUT, COPY_IN, ZERO };
 
-static uint64_t walk(const struct iovec *iov, unsigned count, uint64_t skip, uint8_t *flat, uint64_t len, enum direction way)
+static uint64_t walk(const struct iovec *iov, unsigned count, uint64_t skip, uint8_t *flat, uint64_t len,
+    enum direction way)
 {
     uint64_t done = 0;
 
@@ -56,7 +57,11 @@ static uint64_t walk(const struct iovec *iov, unsigned count, uint64_t skip, uin
 
 uint64_t pv_iov_copy_out(const struct iovec *iov, unsigned count, uint64_t skip, void *to, uint64_t len)
 {
-    return walk(iov, count, skip, to, len, COPY_OUT);
+    uint64_t done = walk(iov, count, skip, to, len, COPY_OUT);
+
+    /* One fetch: what the caller checks is what it uses, though a guest may write there meanwhile. */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    return done;
 }
 
 uint64_t pv_iov_copy_in(const struct iovec *iov, unsigned count, uint64_t skip, const void *from, uint64_t len)
