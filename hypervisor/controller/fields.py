@@ -195,6 +195,8 @@ _CONTAINER = (
         "securityContext.allowPrivilegeEscalation",
         "securityContext.capabilities",
         "securityContext.seccompProfile.type",
+        "ports[].hostPort",
+        "ports[].hostIP",
     ),
     *_ignored(
         "tells people (and, by name, probes) which ports are meant; nothing is opened or closed by it",
@@ -203,12 +205,6 @@ _CONTAINER = (
         "ports[].protocol",
     ),
     *_ignored("containers are not resized yet", "resizePolicy"),
-    *_refused(
-        "the pod's network is its own; a port of the host is not given to it",
-        "ports[].hostPort",
-        "ports[].hostIP",
-        harmless=(0, ""),
-    ),
     *_refused("a readiness probe ends nothing", "readinessProbe.terminationGracePeriodSeconds"),
     *_refused("every image has a stop signal, or SIGTERM", "lifecycle.stopSignal", harmless=("",)),
     *_refused("not supported yet", "env[].valueFrom.fileKeyRef"),

@@ -16,6 +16,7 @@ import yaml
 from hypervisor.controller import names, poddisks
 from hypervisor.controller.container_parser import confined_syscalls, one_of, parse_container, parse_id
 from hypervisor.controller.fields import check_support
+from hypervisor.controller.netparser import INCOMING, OUTGOING, parse_bandwidth, parse_host_ports
 from hypervisor.controller.schema import check_pod, field_path
 from hypervisor.controller.spec import ContainerSpec, Network, NetworkMode, PodSpec, RestartPolicy, Security, Volume
 from hypervisor.errors import InvalidInput
@@ -343,6 +344,9 @@ def _network(spec: Object, annotations: Mapping[str, str]) -> Network:
 
 
 def _resolver_option(option: Mapping[str, str], index: int) -> str:
+        host_ports=parse_host_ports(spec),
+        incoming=parse_bandwidth(annotations, INCOMING),
+        outgoing=parse_bandwidth(annotations, OUTGOING),
     text = f"{option['name']}:{option['value']}" if option.get("value") else option.get("name") or ""
     if not _RESOLVER_OPTION.fullmatch(text):
         raise InvalidInput(f"{text!r} is no option of a resolver, as ndots:2", where=f"spec.dnsConfig.options[{index}]")

@@ -17,6 +17,7 @@ from hypervisor.controller import store
 from hypervisor.controller.concurrency import Topic
 from hypervisor.controller.manifest import parse_pod
 from hypervisor.controller.paths import HostPaths, PodPaths
+from hypervisor.controller.podfacts import check_network
 from hypervisor.controller.podvm import PodVm
 from hypervisor.controller.services import Services
 from hypervisor.controller.sizing import vm_size
@@ -104,6 +105,7 @@ class Pods:
         if spec.key in self._pods or spec.key in self._coming:
             raise Conflict(f"there is a pod {spec.name} in namespace {spec.namespace} already; remove it first")
         uid = uid or store.new_uid(self._paths)
+        check_network(spec, self._services.network is not None)
         self._coming.add(spec.key)
         try:
             self._services.ledger.promise(uid, size)

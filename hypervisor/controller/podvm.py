@@ -45,6 +45,7 @@ from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.manifest import CLUSTER_DOMAIN
 from hypervisor.controller.paths import PodPaths
 from hypervisor.controller.podstatus import phase_of, pod_object
+from hypervisor.controller.podfacts import facts_of
 from hypervisor.controller.pulls import pull_all
 from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running, State, Terminated, Waiting
 from hypervisor.controller.resolving import resolving
@@ -237,6 +238,7 @@ class PodVm:
 
     async def _suspend(self, machine: Machine) -> None:
         if await self.suspension.suspend(machine):
+            self._wait_unplugged(),
             self.machine = None
             self._services.ledger.release(self.stored.uid)
             await self.suspension.settle()
@@ -276,7 +278,15 @@ class PodVm:
 
     async def _connect(self, machine: Machine) -> None:
         if self._network is not None and machine.tap is not None:
-            await self._network.connect(self.stored.uid, *machine.tap, self.pod.namespace, dict(self.pod.labels))
+            await self._network.connect(self.stored.uid, *machine.tap, facts_of(self.pod))
+
+    async def _wait_unplugged(self) -> None:
+        """:raises VmFailed: the VM's tap was removed; QEMU does not hear of that, and only another VM has another"""
+        if self._network is None:
+            await asyncio.Event().wait()
+            return
+        await self._network.wait_unplugged(self.stored.uid)
+        raise VmFailed("its tap was removed from the host; a VM with another one takes its place")
 
     async def _interruptible(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The result of `work`; None, and `work` cancelled, as soon as the pod is no longer wanted."""

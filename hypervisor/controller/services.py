@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +16,7 @@ from hypervisor.controller.spec import ContainerSpec
 from hypervisor.images.credentials import Credentials
 from hypervisor.images.model import Image
 from hypervisor.introspect.agent import AgentClient
+from hypervisor.net.network import PodFacts
 from hypervisor.vsock.address import VsockAddress
 
 
@@ -68,11 +69,11 @@ class PodNetwork(Protocol):
     async def name_servers(self) -> tuple[str, ...]:
         """Those of the cluster, for pods; none: they ask the host's."""
 
-    async def connect(self, uid: str, tap: str, mac: str, namespace: str, labels: Mapping[str, str]) -> None:
-        """Makes a pod reachable whose tap is there; may be repeated. Raises `HvError`.
+    async def connect(self, uid: str, tap: str, mac: str, facts: PodFacts) -> None:
+        """Makes a pod reachable whose tap is there; may be repeated. Raises `HvError`."""
 
-        :param labels: the pod's; with its namespace they tell which policies are about it
-        """
+    async def wait_unplugged(self, uid: str) -> None:
+        """Waits until somebody has removed its tap: its VM has no network any more."""
 
     async def release(self, uid: str) -> None:
         """Takes its addresses back; harmless for a pod that has none."""

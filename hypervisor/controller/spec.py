@@ -206,6 +206,16 @@ class ContainerSpec:
     sidecar: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """A port of the host that leads to one of the pod's; `address` empty: at all addresses of the host."""
+
+    number: int
+    protocol: str
+    container_port: int
+    address: str = ""
+
+
 GUEST_ADDRESS = "10.0.2.15"
 """Every pod's address on QEMU's user-mode network; nothing else can reach it."""
 
@@ -216,6 +226,7 @@ class Network:
 
     :ivar policy: the pod's dnsPolicy, which on the pod network says what `dns` and `search` are put together of
     :ivar options: of the resolver, as ``resolv.conf`` has them
+    :ivar incoming, outgoing: at most so many bytes a second to and from the pod; 0: no limit
     :ivar routed: its addresses on the pod network, where its host has one; empty: QEMU's user-mode network
     """
 
@@ -225,6 +236,9 @@ class Network:
     routed: tuple[str, ...] = ()
     policy: str = "ClusterFirst"
     options: tuple[str, ...] = ()
+    host_ports: tuple[HostPort, ...] = ()
+    incoming: int = 0
+    outgoing: int = 0
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ Source of the link-local next hop: Calico's routed workload interfaces.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from hypervisor.errors import HostUnfit, Unavailable
 from hypervisor.net.addresses import GATEWAY4, GATEWAY6, HOST_MAC, Address
 
-_NUD_PERMANENT = 0x80
+_NUD_PERMANENT, _IFF_UP = 0x80, 1
 
 
 class Devices:
@@ -69,6 +70,33 @@ class Devices:
                 await self._connect_address(index, mac, address)
         except NetlinkError as error:
             raise Unavailable(f"cannot set up tap {tap}: {error}") from error
+
+    async def lacking(self, wanted: Mapping[str, tuple[Address, ...]]) -> tuple[set[str], set[str]]:
+        """The taps that lack a route, an address or are down; and those that are not there.
+
+        :param wanted: the pods' addresses by their taps
+        """
+        links = {
+            link.get_attr("IFLA_IFNAME", ""): (int(link["index"]), bool(link["flags"] & _IFF_UP))
+            async for link in await self._netlink.link("dump")
+        }
+        routes = {
+            (route.get_attr("RTA_DST"), route.get_attr("RTA_OIF"))
+            for family in (socket.AF_INET, socket.AF_INET6)
+            async for route in await self._netlink.route("dump", family=family)
+        }
+        gateways = {
+            int(found["index"])
+            async for found in await self._netlink.addr("dump", family=socket.AF_INET)
+            if found.get_attr("IFA_ADDRESS") == str(GATEWAY4)
+        }
+        gone = {tap for tap in wanted if tap not in links}
+        broken = set()
+        for tap in wanted.keys() - gone:
+            index, up = links[tap]
+            if not up or index not in gateways or any((str(a), index) not in routes for a in wanted[tap]):
+                broken.add(tap)
+        return broken, gone
 
     async def _connect_address(self, index: int, mac: str, address: Address) -> None:
         length = address.max_prefixlen

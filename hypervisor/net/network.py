@@ -26,19 +26,22 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
+from pyroute2.netlink.exceptions import NetlinkError
 
 from hypervisor.errors import HvError, InvalidInput
 from hypervisor.net import firewall
 from hypervisor.net.addresses import Address, Pool, Subnet, parse_cidr
 from hypervisor.net.devices import Devices, enable_forwarding
+from hypervisor.net.limits import UNLIMITED, Limits
 from hypervisor.net.policies import Policies
 from hypervisor.net.ruleset import PodPort, Resolver, State, render
-from hypervisor.net.services import ServicePort
+from hypervisor.net.services import Endpoint, HostPort, ServicePort
 from hypervisor.net.table import Table, change, whole
 
 log = structlog.get_logger(__name__)
@@ -74,11 +77,18 @@ def parse_ranges(pods: Iterable[str], cluster: Iterable[str]) -> Ranges:
 
 
 @dataclass(frozen=True)
-class PodIdentity:
-    """What selectors of policies look at."""
+class PodFacts:
+    """What the network must know of a pod.
+
+    :ivar labels: with its namespace what selectors of policies look at
+    :ivar host_ports: ports of the host that lead to it
+    :ivar limits: of its bandwidth
+    """
 
     namespace: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    host_ports: tuple[HostPort, ...] = ()
+    limits: Limits = UNLIMITED
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class ConnectedPod:
     tap: str
     mac: str
     addresses: tuple[Address, ...]
-    identity: PodIdentity
+    facts: PodFacts
 
 
 PolicySource = Callable[[Sequence[ConnectedPod]], Policies]
@@ -102,7 +112,7 @@ class _Link:
 
     tap: str
     mac: str
-    identity: PodIdentity
+    facts: PodFacts
 
 
 class HostNetwork:
@@ -125,6 +135,7 @@ class HostNetwork:
         self._policies: PolicySource = lambda _: Policies()
         self._resolver: Resolver | None = None
         self._resolves: dict[str, frozenset[str]] = {}
+        self._unplugged: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._applied: Table | None = None
         self._told = asyncio.Event()
         self._told.set()
@@ -207,18 +218,22 @@ class HostNetwork:
             await self._save()
         return self.addresses(uid)
 
-    async def connect(
-        self, uid: str, tap: str, mac: str, namespace: str = "", labels: Mapping[str, str] | None = None
-    ) -> None:
+    async def connect(self, uid: str, tap: str, mac: str, facts: PodFacts) -> None:
         """Makes a pod reachable; returns when it is, and its policies are in force. Raises `HvError`."""
-        self._links[uid] = _Link(tap, mac, PodIdentity(namespace, labels or {}))
+        self._links[uid] = _Link(tap, mac, facts)
+        self._unplugged[uid].clear()
         async with Devices.opened() as devices:
             await devices.connect(tap, mac, self._addresses[uid], mtu=MTU)
         await self._settle()
 
+    async def wait_unplugged(self, uid: str) -> None:
+        """Waits until a pod's tap was removed by hand; noticed within seconds."""
+        await self._unplugged[uid].wait()
+
     async def release(self, uid: str) -> None:
         """Takes a pod's addresses back; harmless for one that has none."""
         self._links.pop(uid, None)
+        self._unplugged.pop(uid, None)
         for address in self._addresses.pop(uid, ()):
             self._pools[address.version].free(address)
         await self._save()
@@ -269,14 +284,16 @@ class HostNetwork:
     def connected(self) -> tuple[ConnectedPod, ...]:
         """The pods that are."""
         return tuple(
-            ConnectedPod(uid, link.tap, link.mac, self._addresses[uid], link.identity)
+            ConnectedPod(uid, link.tap, link.mac, self._addresses[uid], link.facts)
             for uid, link in sorted(self._links.items())
         )
 
     def state(self) -> State:
         """What the packet filter should be, but for the policies."""
-        pods = tuple(PodPort(pod.tap, pod.addresses, pod.uid) for pod in self.connected())
-        return State(self.table, self.tap_prefix, self._ranges.cluster, pods, self._services, resolver=self._resolver)
+        connected = self.connected()
+        pods = tuple(PodPort(pod.tap, pod.addresses, pod.uid, pod.facts.limits) for pod in connected)
+        services = (*self._services, *(s for pod in connected for s in _host_services(pod)))
+        return State(self.table, self.tap_prefix, self._ranges.cluster, pods, services, resolver=self._resolver)
 
     def _touch(self) -> None:
         self._wanted += 1
@@ -347,8 +364,8 @@ class HostNetwork:
             state, connected, source = self.state(), self.connected(), self._policies
             try:
                 policies = await asyncio.to_thread(source, connected)
-                await self._apply(await asyncio.to_thread(render, replace(state, policies=policies)))
                 self._resolves = _resolves(connected, policies)
+                await self._apply(await asyncio.to_thread(render, replace(state, policies=policies)))
             except HvError as error:
                 self._applied = None
                 log.warning("packet filter is not as it should be", reason=str(error))
@@ -368,6 +385,19 @@ class HostNetwork:
         await firewall.apply(await asyncio.to_thread(whole, table))
         self._applied = table
 
+    async def _repair_links(self) -> None:
+        """Routes and addresses that were taken away come back. A tap cannot, QEMU has it: its pod is told."""
+        pods = {pod.tap: pod for pod in self.connected()}
+        if not pods:
+            return
+        async with Devices.opened() as devices:
+            broken, gone = await devices.lacking({tap: pod.addresses for tap, pod in pods.items()})
+            for tap in sorted(broken):
+                log.warning("a pod's link was changed by hand; it is put back", tap=tap)
+                await devices.connect(tap, pods[tap].mac, pods[tap].addresses, mtu=MTU)
+        for tap in gone:
+            self._unplugged[pods[tap].uid].set()
+
     async def _finish(self, aim: int) -> None:
         async with self._settled:
             self._done = max(self._done, aim)
@@ -383,7 +413,20 @@ class HostNetwork:
         except HvError as error:
             log.warning("packet filter cannot be looked at", reason=str(error))
             self._applied = None
+        try:
+            await self._repair_links()
+        except (HvError, OSError, NetlinkError) as error:
+            log.warning("taps and routes cannot be looked at", reason=str(error))
         return max(REPAIR_S, REST * (time.monotonic() - began))
+
+
+def _host_services(pod: ConnectedPod) -> Iterator[ServicePort]:
+    """Ports of the host are as a Service's with one endpoint: at one address, or as a node port at all."""
+    for port in pod.facts.host_ports:
+        name = f"host-{pod.tap}-{port.protocol}{port.number}"
+        endpoints = tuple(Endpoint(address, port.pod_port) for address in pod.addresses)
+        at = (port.address,) if port.address is not None else ()
+        yield ServicePort(name, at, port.protocol, port.number, endpoints, 0 if at else port.number)
 
 
 def _resolves(connected: Sequence[ConnectedPod], policies: Policies) -> dict[str, frozenset[str]]:

@@ -40,8 +40,9 @@ from hypervisor.net.expressions import (
     saddr,
     vmap,
 )
+from hypervisor.net.limits import UNLIMITED, Limits, limit_chains, limit_sets
 from hypervisor.net.policies import NO_POLICIES, Policies, guard_map, policy_chains, policy_sets
-from hypervisor.net.services import ServicePort, refusals, service_chains, service_sets, translations
+from hypervisor.net.services import ServicePort, affinity_sets, refusals, service_chains, service_sets, translations
 from hypervisor.net.table import Chain, Expression, Hook, Key, Rule, Set, Table
 
 DNS_PORT = 53
@@ -54,6 +55,7 @@ class PodPort:
     tap: str
     addresses: tuple[Address, ...]
     uid: str = ""
+    limits: Limits = UNLIMITED
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,18 @@ class State:
 def render(state: State) -> Table:
     """The table that the kernel is to have."""
     taps = {pod.uid: pod.tap for pod in state.pods}
-    sets = {**dict(_pod_sets(state)), **dict(service_sets(state.services)), **dict(policy_sets(state.policies, taps))}
+    limits = {pod.tap: pod.limits for pod in state.pods}
+    sets = {
+        **dict(_pod_sets(state)),
+        **dict(service_sets(state.services)),
+        **dict(affinity_sets(state.services)),
+        **dict(policy_sets(state.policies, taps)),
+        **dict(limit_sets(limits)),
+    }
     chains = {
         **dict(service_chains(state.services)),
         **dict(policy_chains(state.policies, taps)),
+        **dict(limit_chains(limits)),
         **dict(_base_chains(state)),
     }
     return Table(state.table, chains, sets)

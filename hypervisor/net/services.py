@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hypervisor.net.addresses import Address
 from hypervisor.net.expressions import (
@@ -49,14 +51,28 @@ class ServicePort:
     affinity_s: int = 0
 
     def versions(self) -> list[int]:
-        """The families of its addresses."""
-        return sorted({address.version for address in self.addresses})
+        """The families of its addresses; of its endpoints', where it is at ports of the host only."""
+        return sorted({a.version for a in self.addresses or [e.address for e in self.endpoints]})
 
     def of_version(self, version: int) -> list[Endpoint]:
         """Its endpoints of one family."""
         return [e for e in self.endpoints if e.address.version == version]
 
 
+@dataclass(frozen=True)
+class HostPort:
+    """A port of the host that leads to a pod's.
+
+    :ivar address: the one of the host's that it is at; None: all of them
+    """
+
+    number: int
+    protocol: str
+    pod_port: int
+    address: Address | None = None
+
+
+KEPT = 16384
 _SERVICE_KEY = ("inet_proto", "inet_service")
 
 
@@ -76,7 +92,7 @@ def service_sets(services: Iterable[ServicePort]) -> Iterator[tuple[str, Set]]:
                 (str(a), service.protocol, service.port) for a in service.addresses if a.version == version
             ]
             by_address |= dict.fromkeys(keys, _chain_of(service, version))
-            if keys and service.node_port:
+            if service.node_port and version in service.versions():
                 by_node_port[service.protocol, service.node_port] = _chain_of(service, version)
             if not service.of_version(version):
                 unanswered |= dict.fromkeys(keys)
@@ -86,11 +102,43 @@ def service_sets(services: Iterable[ServicePort]) -> Iterator[tuple[str, Set]]:
         yield f"unanswered{version}", Set(key, unanswered)
 
 
-def service_chains(services: Iterable[ServicePort]) -> Iterator[tuple[str, Chain]]:
-    """A chain for each port of a service and family."""
+def affinity_sets(services: Iterable[ServicePort]) -> Iterator[tuple[str, Set]]:
+    """Who was led to which endpoint, for as long as its Service says."""
     for service in services:
-        for version in service.versions():
-            yield _chain_of(service, version), Chain(tuple(_picks(service, version)))
+        if service.affinity_s:
+            for endpoint in service.endpoints:
+                version = endpoint.address.version
+                kind = (ADDRESS_TYPE[version],)
+                yield _clients_of(service, endpoint), Set(kind, timeout_s=service.affinity_s)
+
+
+def service_chains(services: Iterable[ServicePort]) -> Iterator[tuple[str, Chain]]:
+    """A chain for each port of a service and family; with affinity also one for each endpoint."""
+    for service in services:
+        yield from _chains_of(service)
+
+
+@lru_cache(maxsize=KEPT)
+def _chains_of(service: ServicePort) -> tuple[tuple[str, Chain], ...]:
+    """Kept from one table to the next: of thousands of Services one has changed."""
+    made: list[tuple[str, Chain]] = []
+    for version in service.versions():
+        endpoints = service.of_version(version)
+        if not service.affinity_s or not endpoints:
+            made.append((_chain_of(service, version), Chain(tuple(_picks(service, version)))))
+            continue
+        made.append((_chain_of(service, version), Chain(tuple(_keeps(service, endpoints, version)))))
+        made += [(_endpoint_chain(service, e), Chain((_remembers(service, e),))) for e in endpoints]
+    return tuple(made)
+
+
+def _endpoint_chain(service: ServicePort, endpoint: Endpoint) -> str:
+    digest = hashlib.sha256(f"{endpoint.address} {endpoint.port}".encode()).hexdigest()[:8]
+    return f"end-{service.name}-{digest}"
+
+
+def _clients_of(service: ServicePort, endpoint: Endpoint) -> str:
+    return _endpoint_chain(service, endpoint).replace("end-", "kept-", 1)
 
 
 def _picks(service: ServicePort, version: int) -> Iterator[Rule]:
@@ -99,13 +147,30 @@ def _picks(service: ServicePort, version: int) -> Iterator[Rule]:
         # nat chains cannot refuse; `input` and `forward` do, for what was not translated and is the cluster's
         return
     picks = [[i, {"concat": [str(e.address), e.port]}] for i, e in enumerate(endpoints)]
-    number: Expression = {"numgen": {"mode": "random", "mod": len(endpoints), "offset": 0}}
-    if service.affinity_s:
-        # A hash of the client's address keeps a client on its endpoint for as long as the endpoints are the same ones.
-        number = {"jhash": {"mod": len(endpoints), "offset": 0, "expr": saddr(version)}}
-    target = {"map": {"key": number, "data": {"set": picks}}}
+    target = {"map": {"key": _any_of(endpoints), "data": {"set": picks}}}
     dnat = {"dnat": {"family": family_of(version), "addr": target}}
     yield match(L4, service.protocol), dnat  # nft wants the protocol before a port's mapping
+
+
+def _any_of(endpoints: list[Endpoint]) -> Expression:
+    return {"numgen": {"mode": "random", "mod": len(endpoints), "offset": 0}}
+
+
+def _keeps(service: ServicePort, endpoints: list[Endpoint], version: int) -> Iterator[Rule]:
+    """A client that was led to an endpoint goes there again; else to any."""
+    for endpoint in endpoints:
+        kept = match(saddr(version), f"@{_clients_of(service, endpoint)}")
+        yield kept, {"goto": {"target": _endpoint_chain(service, endpoint)}}
+    picks = [[i, {"goto": {"target": _endpoint_chain(service, e)}}] for i, e in enumerate(endpoints)]
+    yield ({"vmap": {"key": _any_of(endpoints), "data": {"set": picks}}},)
+
+
+def _remembers(service: ServicePort, endpoint: Endpoint) -> Rule:
+    version = endpoint.address.version
+    client = {"elem": {"val": saddr(version), "timeout": service.affinity_s}}
+    kept: Expression = {"set": {"op": "update", "elem": client, "set": f"@{_clients_of(service, endpoint)}"}}
+    dnat: Expression = {"dnat": {"family": family_of(version), "addr": str(endpoint.address), "port": endpoint.port}}
+    return match(L4, service.protocol), kept, dnat
 
 
 def translations() -> tuple[Rule, ...]:

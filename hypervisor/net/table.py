@@ -128,7 +128,7 @@ class _Maker:
     def set(self, name: str, what: Set) -> Command:
         fields: dict[str, Any] = {"type": what.type[0] if len(what.type) == 1 else list(what.type)}
         if what.dynamic:
-            fields |= {"flags": ["timeout", "dynamic"], "timeout": what.timeout_s, "size": 65535}
+            fields |= {"flags": ["timeout"], "timeout": what.timeout_s, "size": 65535}
         if what.verdicts:
             return self._of("add", "map", name=name, map="verdict", **fields)
         return self._of("add", "set", name=name, **fields)

@@ -44,11 +44,14 @@ for namespace in sys.argv[1:]:
 def pod(name: str, image: str, host: str, *command: str, labels: dict[str, str] | None = None) -> dict[str, Any]:
     container: dict[str, Any] = {"name": "c", "image": f"localhost/podvisor/{image}", "imagePullPolicy": "Never"}
     if image == "web":
-        container["ports"] = [{"name": "http", "containerPort": 8080}]
+        container["ports"] = [{"name": "http", "containerPort": 8080, "hostPort": 18080}]  # at each host's own address
     if command:
         container["command"] = list(command)
     spec = {"nodeName": host, "containers": [container], "terminationGracePeriodSeconds": 0}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels or {}}, "spec": spec}
+
+
+OTHER = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other", "labels": {"team": "other"}}}
 
 
 def in_other(obj: dict[str, Any]) -> dict[str, Any]:
@@ -77,9 +80,11 @@ def cluster() -> Iterator[Cluster]:
             pod("client", "busybox", "host-1", "sleep", "3600", labels={"app": "client"}),
             pod("reader", "python", "host-2", "sleep", "3600", labels={"app": "reader"}),
             WEB_SERVICE,
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other", "labels": {"team": "other"}}},
             in_other(pod("stranger", "busybox", "host-2", "sleep", "3600", labels={"app": "client"})),
         ]
+        made.kubectl("apply", "-f", "-", stdin=json.dumps(OTHER))
+        accounts = ("get", "serviceaccounts", "-n", "other", "-o", "name")
+        wait_for(lambda: "default" in made.kubectl(*accounts), "the namespace has its service account")
         made.kubectl("apply", "-f", "-", stdin="\n---\n".join(map(json.dumps, items)))
         made.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--all-namespaces", "--timeout=300s", timeout=310)
         wait_for(lambda: len(endpoints(made)) == 4, "both pods are endpoints in both families")
@@ -170,6 +175,23 @@ def test_what_is_flushed_by_hand_comes_back(cluster: Cluster) -> None:
 def nft_table(name: str) -> str:
     done = subprocess.run(["nft", "list", "table", "inet", name], capture_output=True, text=True, check=False)
     return done.stdout
+
+
+def test_ports_of_the_hosts_and_counters(cluster: Cluster) -> None:
+    for name in ("web-1", "web-2"):
+        host = cluster.kubectl("get", "pod", name, "-o", "jsonpath={.status.hostIP}")
+        before = received(cluster, name)
+        page = subprocess.run(
+            ["curl", "-sS", "--max-time", "30", f"http://{host}:18080/"], capture_output=True, text=True, check=True
+        ).stdout
+        assert "It works" in page
+        wait_for(lambda name=name, before=before: received(cluster, name) > before, "it is counted")  # type: ignore[misc]
+
+
+def received(cluster: Cluster, name: str) -> int:
+    host = cluster.kubectl("get", "pod", name, "-o", "jsonpath={.spec.nodeName}")
+    summary = json.loads(cluster.kubectl("get", "--raw", f"/api/v1/nodes/{host}/proxy/stats/summary"))
+    return next(int(pod["network"]["rxBytes"]) for pod in summary["pods"] if pod["podRef"]["name"] == name)
 
 
 @pytest.mark.parametrize("case", policy_cases.CASES, ids=lambda case: case.name)

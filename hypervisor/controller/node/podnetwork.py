@@ -8,6 +8,7 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -68,7 +69,7 @@ async def _name_server(network: HostNetwork, stores: Mapping[Resource, Store]) -
 def dns_addresses(services: Store) -> tuple[Address, ...]:
     """Those of the Service of the cluster's name server; empty: it has none."""
     service = services.get(DNS_SERVICE)
-    return tuple(ipaddress.ip_address(a) for a in get(service, "spec", "clusterIPs", default=()) if a != "None")
+    return tuple(_address(a) for a in get(service, "spec", "clusterIPs", default=()) if a != "None")
 
 
 async def _tell_services(network: HostNetwork, followed: Mapping[Resource, Informer], port: int) -> None:
@@ -127,6 +128,12 @@ async def _ranges(client: ApiClient, node: str, network: HostNetwork, cluster: t
         await asyncio.sleep(ASK_S)
 
 
+@lru_cache(maxsize=65536)
+def _address(text: str) -> Address:
+    """Parsed once: a change of one endpoint looks at those of all Services."""
+    return ipaddress.ip_address(text)
+
+
 def service_ports(services: Iterable[Object], slices: Iterable[Object]) -> Iterator[ServicePort]:
     """Every port of every Service that has an address, with the endpoints that are ready."""
     by_service: dict[tuple[str, str], list[Object]] = defaultdict(list)
@@ -135,9 +142,7 @@ def service_ports(services: Iterable[Object], slices: Iterable[Object]) -> Itera
         by_service[str(get(piece, "metadata", "namespace")), str(name)].append(piece)
     for service in services:
         key = (str(get(service, "metadata", "namespace")), str(get(service, "metadata", "name")))
-        addresses = tuple(
-            ipaddress.ip_address(a) for a in get(service, "spec", "clusterIPs", default=()) if a != "None"
-        )
+        addresses = tuple(_address(a) for a in get(service, "spec", "clusterIPs", default=()) if a != "None")
         for port in get(service, "spec", "ports", default=()) if addresses else ():
             yield _service_port(service, key, port, addresses, by_service[key])
 
@@ -166,7 +171,7 @@ def _endpoints(slices: list[Object], name: str) -> Iterator[Endpoint]:
         for endpoint in piece.get("endpoints") or () if ports else ():
             if get(endpoint, "conditions", "ready", default=True):
                 for address in endpoint.get("addresses") or ():
-                    yield Endpoint(ipaddress.ip_address(address), int(ports[0]["port"]))
+                    yield Endpoint(_address(address), int(ports[0]["port"]))
 
 
 def chain_name(namespace: str, name: str, port: str) -> str:

@@ -117,7 +117,7 @@ def _digest(text: str) -> str:
 
 def _members(pods: Iterable[Object], local: Sequence[ConnectedPod]) -> dict[str, Member]:
     here = {pod.uid: pod for pod in local}
-    members = {pod.uid: Member(pod.identity.namespace, pod.identity.labels, pod.addresses) for pod in local}
+    members = {pod.uid: Member(pod.facts.namespace, pod.facts.labels, pod.addresses) for pod in local}
     for pod in pods:
         uid = uid_of(pod)
         if uid not in here and (get(pod, "status", "phase") in _GONE or get(pod, "spec", "hostNetwork")):

@@ -71,6 +71,11 @@ class NodeStats:
         more = {"fs": disk, "runtime": {"imageFs": disk}}
         node = {"nodeName": self._node, **more, **taker.figures((), *await asyncio.to_thread(_machine), _boot_ns())}
         pods = [_pod(taker, views.get((p["namespace"], p["name"]), {}), p) for p in found["pods"]]
+        taps = {(p.pod.namespace, p.pod.name): p.machine.tap[0] for p in self._pods if p.machine and p.machine.tap}
+        for pod in pods:
+            tap = taps.get((pod["podRef"]["namespace"], pod["podRef"]["name"]))
+            if tap is not None and (counted := interface_counters(tap)):
+                pod["network"] = {"time": rfc3339(taker.now), **counted, "interfaces": [counted]}
         return Look(time.monotonic(), {"node": node, "pods": pods}, taker.samples)
 
 
@@ -137,6 +142,16 @@ def _pod(taker: _Taker, view: Mapping[str, Any], used: Mapping[str, Any]) -> dic
         ],
         "ephemeral-storage": _pod_disk(used.get("guest") or {}, at),
     }
+
+
+def interface_counters(tap: str, root: Path = Path("/sys/class/net")) -> dict[str, Any]:
+    """What went through a pod's interface, as the pod sees it: the host receives what it sends. Empty: it is gone."""
+    folder = root / tap / "statistics"
+    names = {"rxBytes": "tx_bytes", "rxErrors": "tx_errors", "txBytes": "rx_bytes", "txErrors": "rx_errors"}
+    try:
+        return {"name": "eth0", **{name: int((folder / file).read_text()) for name, file in names.items()}}
+    except (OSError, ValueError):
+        return {}
 
 
 def _pod_disk(guest: Mapping[str, Any], at: str) -> dict[str, Any]:

@@ -149,7 +149,8 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("stdinOnce", pod({"stdinOnce": True}), f"{C}.stdinOnce: needs stdin: true"),
     ("port", pod({"ports": [{"containerPort": 0}]}), f"{C}.ports[0].containerPort: 0 is no port"),
-    ("hostPort", pod({"ports": [{"containerPort": 80, "hostPort": 80}]}), f"{C}.ports[0].hostPort: not supported"),
+    ("hostPort", pod({"ports": [{"containerPort": 80, "hostPort": 99999}]}), "ports[0].hostPort: 99999 is no port"),
+    ("hostIP", pod({"ports": [{"containerPort": 80, "hostPort": 80, "hostIP": "x"}]}), "hostIP: 'x' is no IP address"),
     ("hostNetwork", pod(hostNetwork=True), "spec.hostNetwork: not supported: a pod VM has no host namespace"),
     ("hostPath", pod(volumes=[{"name": "v", "hostPath": {"path": "/"}}]), "spec.volumes[0].hostPath: not supported"),
     (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypervisor.controller.node.policies import compile_policies, matters, policy_name
-from hypervisor.net.network import ConnectedPod, PodIdentity
+from hypervisor.net.network import ConnectedPod, PodFacts
 from hypervisor.net.ruleset import PodPort, State, render
 from hypervisor.net.table import Table, change
 
@@ -47,9 +47,7 @@ def pod(namespace: str, name: str) -> Obj:
 ALL_PODS = [pod(*place) for place in PODS]
 ALL_NAMESPACES = [{"metadata": {"name": name, "labels": own}} for name, own in NAMESPACES.items()]
 LOCAL = [
-    ConnectedPod(
-        f"{ns}/{name}", f"pv{ns}{name}", "", tuple(map(ipaddress.ip_address, addresses(ns, name))), PodIdentity()
-    )
+    ConnectedPod(f"{ns}/{name}", f"pv{ns}{name}", "", tuple(map(ipaddress.ip_address, addresses(ns, name))), PodFacts())
     for ns, name in PODS
 ]
 
@@ -326,7 +324,7 @@ def test_a_policy_that_nobody_here_needs_is_no_chain() -> None:
 
 
 def test_a_pod_that_the_api_does_not_show_yet_is_guarded() -> None:
-    new = ConnectedPod("new", "pvnew", "", (ipaddress.ip_address("10.88.0.99"),), PodIdentity("x", {"pod": "a"}))
+    new = ConnectedPod("new", "pvnew", "", (ipaddress.ip_address("10.88.0.99"),), PodFacts("x", {"pod": "a"}))
     shut = policy("x", policyTypes=["Ingress"], podSelector={"matchLabels": {"pod": "a"}})
     (guard,) = compile_policies([shut], ALL_PODS, ALL_NAMESPACES, [new]).guards
     assert (guard.uid, guard.ingress, guard.egress) == ("new", (policy_name(shut),), None)

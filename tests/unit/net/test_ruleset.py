@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from hypervisor.net.addresses import Address
+from hypervisor.net.limits import Limits
 from hypervisor.net.ruleset import PodPort, State, render
 from hypervisor.net.services import Endpoint, ServicePort
 from hypervisor.net.table import change, lacks, whole
@@ -68,7 +70,7 @@ def test_nft_takes_it_again_and_again() -> None:
     assert "10.96.0.10 . tcp . 80 : goto svc4-default-web" in listed
     assert "fd96::10 . tcp . 80 : goto svc6-default-web6" in listed
     assert "tcp . 30080 : goto svc4-default-web" in listed
-    assert "jhash ip saddr mod 1" in listed
+    assert listed.count("timeout 10m") == 2
     assert '"pvaaaa00000001" . fd88::1' in listed
 
 
@@ -185,3 +187,96 @@ def test_what_was_changed_by_hand_is_seen() -> None:
     ):
         listed = in_namespace(f"nft -j -f -; nft '{by_hand}'; nft -j list table inet podvisor-aaaa", text)
         assert lacking in lacks(json.loads(listed)["nftables"], table), by_hand
+
+
+def test_affinity_keeps_a_client_on_its_endpoint_and_two_hosts_ports_lead_to_theirs() -> None:
+    """Through the kernel: as many connections as make chance unlikely; the third Service has a port of the host."""
+    sticky = service("sticky", "10.96.0.10", "10.88.0.1", "10.88.0.2", "10.88.0.3", affinity=600)
+    loose = service("loose", "10.96.0.11", "10.88.0.1", "10.88.0.2", "10.88.0.3")
+    port = ServicePort("host-port", (address("127.0.0.9"),), "tcp", 18080, (Endpoint(address("10.88.0.2"), 8080),))
+    script = f"""
+ip link set lo up; for i in 1 2 3; do ip addr add 10.88.0.$i/32 dev lo; done; ip route add default dev lo
+nft -j -f -
+{sys.executable} - <<'END'
+import select, socket
+servers = [socket.create_server((f"10.88.0.{{i}}", 8080)) for i in (1, 2, 3)]
+def reached(target):
+    with socket.create_connection(target, timeout=10):
+        (found,), _, _ = select.select(servers, [], [], 10)
+        found.accept()[0].close()
+        return servers.index(found) + 1
+print(len({{reached(("10.96.0.10", 80)) for _ in range(30)}}), len({{reached(("10.96.0.11", 80)) for _ in range(60)}}),
+      reached(("127.0.0.9", 18080)))
+END
+"""
+    assert in_namespace(script, document(state(sticky, loose, port))) == "1 3 2\n"
+
+
+@pytest.mark.parametrize("limits", [Limits(incoming=1_000_000), Limits(outgoing=1_000_000)], ids=["in", "out"])
+def test_bandwidth(limits: Limits) -> None:
+    """Through the kernel, with the loopback interface for a tap: 3 MB at 1 MB/s, of which one may come at once."""
+    made = replace(state(), pods=(PodPort("lo", (address("127.0.0.1"),), "uid", limits),))
+    script = f"""
+ip link set lo mtu 1500 up
+nft -j -f -
+{sys.executable} - <<'END'
+import socket, threading, time
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname(), timeout=60)
+peer, _ = server.accept()
+began = time.monotonic()
+threading.Thread(target=lambda: (client.sendall(bytes(3_000_000)), client.close())).start()
+got = 0
+while piece := peer.recv(65536):
+    got += len(piece)
+print(got, time.monotonic() - began > 1.2)
+END
+"""
+    assert in_namespace(script, document(made)) == "3000000 True\n"
+
+
+def test_a_link_that_was_changed_by_hand_is_put_back() -> None:
+    """A real tap in a namespace of its own, whose route, address and state somebody takes away."""
+    script = f"""
+ip link set lo up
+{sys.executable} - <<'END'
+import asyncio, os, subprocess, tempfile
+from pathlib import Path
+from hypervisor.net import network as module
+from hypervisor.net.network import HostNetwork, PodFacts
+from hypervisor.vmm.tap import open_tap
+module.REPAIR_S, module.REST = 0.1, 1
+
+def links():
+    shown = subprocess.run("ip -4 route; ip -6 route; ip addr", shell=True, capture_output=True, text=True, check=True)
+    return shown.stdout
+
+def whole():
+    found = links()
+    return all(word in found for word in ("10.88.0.1 dev", "fd88::1 dev", "169.254.1.1/32"))
+
+async def main():
+    network = HostNetwork(Path(tempfile.mkdtemp()) / "network.json")
+    network.set_ranges(["10.88.0.0/24", "fd88::/64"], [])
+    running = asyncio.create_task(network.run())
+    await network.allocate("a")
+    tap = network.tap_prefix + "00000001"
+    held = open_tap(tap)
+    await network.connect("a", tap, "52:54:00:00:00:01", PodFacts())
+    assert whole(), links()
+    for by_hand in ("route del 10.88.0.1", "-6 route del fd88::1", "addr flush dev " + tap, "link set down dev " + tap):
+        subprocess.run(["ip", *by_hand.split()], check=True)
+        async with asyncio.timeout(60):
+            while not whole():
+                await asyncio.sleep(0.05)
+    subprocess.run(["ip", "link", "del", tap], check=True)
+    async with asyncio.timeout(60):
+        await network.wait_unplugged("a")
+    os.close(held)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+asyncio.run(main())
+END
+"""
+    in_namespace(script)
