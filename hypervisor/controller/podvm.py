@@ -52,9 +52,9 @@ from hypervisor.controller.resolving import resolving
 from hypervisor.controller.runtime_spec import container_arguments
 from hypervisor.controller.services import PodNetwork, Services
 from hypervisor.controller.sizing import vm_size
-from hypervisor.controller.snapshots import Suspension
 from hypervisor.controller.spec import ContainerSpec, PodSpec
 from hypervisor.controller.store import StoredPod
+from hypervisor.controller.suspension import Suspension
 from hypervisor.controller.vm_session import Arguments, VmSession, rounded
 from hypervisor.controller.volumes import RETRY_S, Contents, ObjectVolumes
 from hypervisor.errors import HvError, InvalidInput, VmFailed
