@@ -100,6 +100,11 @@ class HostPaths:
         return _followed(self.root / "templates")
 
     @property
+    def bases(self) -> Path:
+        """Formatted, empty disks that pods' scratch disks are clones of."""
+        return self.root / "bases"
+
+    @property
     def disks(self) -> Path:
         """Virtual disks of the host's own (``hv disk``)."""
         return self.root / "disks"

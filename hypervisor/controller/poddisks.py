@@ -19,10 +19,12 @@ from dataclasses import dataclass
 
 from hypervisor.errors import InvalidInput
 from hypervisor.iofilter.spec import FilterSpec
+from hypervisor.vmm.config import BASE
 
 ANNOTATION_PREFIX = "hv.io/"
 FILTERS_ANNOTATION = ANNOTATION_PREFIX + "filters"
 SCRATCH, IMAGE = "scratch", "image"
+CLONE = "linkedclone"
 DISKS = (SCRATCH, IMAGE)
 MAX_FILTERS = 16
 KINDS = ("delay", "error", "integrity", "null", "stats", "throttle", "trace")
@@ -106,6 +108,15 @@ def check_chain(disk: str, filters: Filters, *, where: str) -> None:
             try_chain(filters, read_only=disk == IMAGE)
         except InvalidInput as e:
             raise InvalidInput(f"{disk}: {e}", where=where) from e
+
+
+def as_clone(filters: Filters) -> Filters:
+    """A scratch disk's chain with the filter that makes it a linked clone of its base: below all that stands above the
+    disk's data, so that they see what the guest asks, and above what works on the clone's own data.
+    """
+    place = next((i for i, spec in enumerate(filters) if spec.kind in _WITH_STATE), len(filters))
+    clone = FilterSpec(CLONE, CLONE, (("base", BASE), ("state", f"./{SCRATCH}.{CLONE}.state")))
+    return (*filters[:place], clone, *filters[place:])
 
 
 def _settings(pairs: list[str], where: str) -> tuple[tuple[str, str], ...]:

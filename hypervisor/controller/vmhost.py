@@ -17,6 +17,7 @@ from hypervisor.controller import warmvm
 from hypervisor.controller.diskfigures import vm_disks
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.paths import HostPaths
+from hypervisor.controller.poddisks import as_clone
 from hypervisor.controller.sizing import MemoryLedger
 from hypervisor.controller.templates import Templates, open_templates, size_class
 from hypervisor.controller.warmpool import WarmPool
@@ -24,6 +25,7 @@ from hypervisor.controller.warmvm import WarmSource, WarmVm, kind_of
 from hypervisor.controller.zygotes import KeptZygote
 from hypervisor.errors import HvError, NotFound, Unavailable
 from hypervisor.vmm import launch
+from hypervisor.vmm.bases import DiskBases
 from hypervisor.vmm.capabilities import HostCapabilities, probe
 from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig, default_block
 from hypervisor.vmm.guest import GuestImage
@@ -58,14 +60,23 @@ class VmHost:
     templates: Templates
     pool: WarmPool[WarmVm] | None = None
     tap_prefix: str = ""
+    bases: DiskBases | None = None
 
     async def start(self, request: VmRequest) -> Machine:
         """:raises HvError: it could not be started; nothing of it is left"""
         with self.pool.starting() if self.pool else nullcontext():
             # As it is now: it may have been made anew, and a template of the old one must not meet the new one's root.
             guest = await asyncio.to_thread(GuestImage.load, self.guest.directory)
-            config = size_class(self._config(request, guest))
+            config = await self._on_base(size_class(self._config(request, guest)))
             return await self._warm(config, request) or await self._fresh(config, request)
+
+    async def _on_base(self, config: VmConfig) -> VmConfig:
+        """Where vmx serves the disks, the scratch disk is a linked clone of a formatted one."""
+        disk = config.data_disk
+        if config.block != "vmx" or disk is None or self.bases is None:
+            return config
+        disk = dataclasses.replace(disk, base=await self.bases.get(disk), filters=as_clone(disk.filters))
+        return dataclasses.replace(config, data_disk=disk)
 
     async def _warm(self, config: VmConfig, request: VmRequest) -> Machine | None:
         """A VM out of the pool, with the pod's images in it; None where there is none that would do."""
@@ -375,7 +386,10 @@ async def open_vm_host(
         with open_templates(paths.templates, capabilities, identities, zygote) as templates:
             await templates.sweep(guest.digest)
             await warmvm.sweep_warm(paths, capabilities)
-            host = VmHost(guest, capabilities, accelerator, identities, zygote, templates, tap_prefix=tap_prefix)
+            host = VmHost(
+                guest, capabilities, accelerator, identities, zygote, templates, tap_prefix=tap_prefix,
+                bases=DiskBases(paths.bases, capabilities.mke2fs),
+            )  # fmt: skip
             if not warm:
                 yield host
                 return

@@ -58,7 +58,7 @@ class Fd(enum.IntEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """A disk as QEMU sees it; `fd` is open on the raw image at `path`. Without a path: an empty one of `EMPTY_BYTES`,
-    whose place a clone's own disk takes. `filters`: its chain in vmx.
+    whose place a clone's own disk takes. `filters`: its chain in vmx; `base`: what that calls `BASE`.
     """
 
     serial: str
@@ -66,6 +66,7 @@ class Disk:
     read_only: bool
     fd: int
     filters: tuple[FilterSpec, ...] = ()
+    base: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,8 @@ MIN_DISK = 16 * MIB
 MAX_DISK = 16 * 1024 * GIB
 ROOT_SERIAL = "hv-root"
 DATA_SERIAL = "hv-data"
+BASE = "disk:base"
+"""By which a filter in vmx names the base of a disk."""
 
 AcceleratorWish = Literal["auto", "kvm", "tcg"]
 #: who serves a VM's disks: ``vmx`` by vhost-user-blk devices on the I/O filter framework, or QEMU's own block layer
@@ -69,12 +71,15 @@ class DataDisk:
     :param quotas: the guest may mount it with limits of directories (``prjquota``)
     :param filters: its chain, from the guest to the data; only where vmx serves the disks. Files that settings name
         as ``./NAME`` are made at the start, in the folder that vmx has as its root
+    :param base: a formatted, empty disk of this size (`hypervisor.vmm.bases`), which this one is a linked clone of by
+        a filter among these whose ``base`` is `BASE`; then no file system is made
     """
 
     size_bytes: int = GIB
     preallocate: bool = False
     quotas: bool = False
     filters: tuple[FilterSpec, ...] = ()
+    base: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +184,9 @@ def _check_data_disk(disk: DataDisk) -> None:
         raise InvalidInput(f"is {disk.size_bytes}; give {MIN_DISK // MIB} MiB to {MAX_DISK // GIB} GiB", where=where)
     if disk.size_bytes % 4096:
         raise InvalidInput(f"is {disk.size_bytes}; give a multiple of 4096", where=where)
+    clones = [spec for spec in disk.filters if ("base", BASE) in spec.settings]
+    if bool(clones) != (disk.base is not None) or (clones and disk.preallocate):
+        raise InvalidInput("a base goes with a linkedclone filter of it, and not with preallocate", where="data_disk")
 
 
 def _check_kernel_arguments(arguments: tuple[str, ...]) -> None:

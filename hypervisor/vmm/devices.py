@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from hypervisor.errors import NotFound, ProtocolError, VmFailed
 from hypervisor.vmm.argv import EMPTY_BYTES, Disk, Origin
+from hypervisor.vmm.config import BASE
 from hypervisor.vmm.directory import disk_error
 from hypervisor.vmm.plan import ClonePlan, LaunchPlan
 from hypervisor.vmx import control
@@ -48,7 +49,7 @@ def _block_config(disk: Disk, origin: Origin) -> BlockConfig:
     announced = 0 if origin == "boot" else EMPTY_BYTES
     return BlockConfig(
         serial=disk.serial, read_only=disk.read_only, announce_bytes=announced, has_disk=disk.path is not None,
-        filters=disk.filters,
+        filters=disk.filters, base="" if disk.base is None else BASE.removeprefix("disk:"),
     )  # fmt: skip
 
 
@@ -68,6 +69,12 @@ def open_disk(disk: Disk, path: Path) -> int:
         raise NotFound(f"disk {disk.serial}: there is no {path}") from e
     except OSError as e:
         raise disk_error(e, f"disk {disk.serial}: cannot open {path}") from e
+
+
+def open_base(disk: Disk) -> int:
+    """A descriptor of a disk's base, for reading; the caller's to close. Raises as `open_disk`."""
+    assert disk.base is not None
+    return open_disk(dataclasses.replace(disk, read_only=True), disk.base)
 
 
 def connect_disk(plan: LaunchPlan, disk: Disk) -> int:

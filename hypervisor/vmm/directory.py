@@ -60,6 +60,11 @@ class VmDirectory:
         return self.path / "disk.img"
 
     @property
+    def base(self) -> Path:
+        """What the data disk is a linked clone of, if it is."""
+        return self.path / "base.img"
+
+    @property
     def console_log(self) -> Path:
         return self.path / "console.log"
 

@@ -51,7 +51,7 @@ async def format_data_disk(path: Path, disk: DataDisk, mke2fs: Path | None) -> N
     try:
         if mke2fs is None:
             raise HostUnfit("mke2fs is not installed; install the package e2fsprogs")
-        await _format(path, mke2fs, quotas=disk.quotas)
+        await _format(path, mke2fs, *format_options(disk))
         if disk.preallocate:  # after mke2fs: it zeroes by punching holes where the file system has no other way
             await asyncio.to_thread(_allocate, path, disk.size_bytes)
     except BaseException:
@@ -90,10 +90,15 @@ def _allocate(path: Path, size: int) -> None:
         os.close(fd)
 
 
-async def _format(path: Path, mke2fs: Path, *, quotas: bool) -> None:
+def format_options(disk: DataDisk) -> tuple[str, str]:
+    """mke2fs's features and extended options for it."""
     features, options = _FEATURES, "nodiscard,lazy_itable_init=1,root_owner=0:0,num_backup_sb=0"
-    if quotas:
+    if disk.quotas:
         features, options = f"{features},{_QUOTAS[0]}", f"{options},{_QUOTAS[1]}"
+    return features, options
+
+
+async def _format(path: Path, mke2fs: Path, features: str, options: str) -> None:
     process = await asyncio.create_subprocess_exec(
         str(mke2fs), "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-O", features, "-E", options, str(path),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,

@@ -38,10 +38,11 @@ import structlog
 from hypervisor.errors import HvError, InvalidInput, NotFound, Unavailable, VmFailed
 from hypervisor.vmm import records
 from hypervisor.vmm.argv import Fd
+from hypervisor.vmm.bases import link_base
 from hypervisor.vmm.capabilities import USERFAULTFD
 from hypervisor.vmm.chains import make_states
 from hypervisor.vmm.death import VmDied, read_tails, tail_text
-from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_disk, vmx_config
+from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_base, open_disk, vmx_config
 from hypervisor.vmm.directory import Processes, VmDirectory, boot_id, disk_error, write_atomically
 from hypervisor.vmm.disk import create_data_disk, format_data_disk
 from hypervisor.vmm.identity import open_kernel_vsock
@@ -279,6 +280,8 @@ async def _start_processes(
         with phases("disk"):
             if plan.data_disk is not None:
                 await create_data_disk(plan.files.disk, plan.data_disk)
+                if plan.data_disk.base is not None:
+                    link_base(plan.data_disk.base, plan.files.base)
             if any(disk.filters for disk in plan.disks):
                 await asyncio.to_thread(make_states, plan)
             disks = _open_disks(plan, ends_stack)
@@ -286,7 +289,7 @@ async def _start_processes(
         undo.push_async_callback(_end_forked, forking)
         with phases("disk"):
             await asyncio.sleep(0)  # for the request to leave
-            if plan.data_disk is not None:
+            if plan.data_disk is not None and plan.data_disk.base is None:
                 await format_data_disk(plan.files.disk, plan.data_disk, plan.mke2fs)
         with phases("qemu"):
             qemu_id = _spawn_qemu(plan, ends, disks)
@@ -319,7 +322,7 @@ def _vmx_fds(plan: LaunchPlan, ends: _Ends, disks: _Disks, succession: Successio
             qemu=lazy.library_out, database=succession.frames.reader_fd, template=lazy.template, device=lazy.device,
             working_set=lazy.working_set, layers=lazy.layers,
         )  # fmt: skip
-    return VmxFds(frontend=ends.vsock_out, streams=streams, ram=ram, blocks=disks.vmx)
+    return VmxFds(frontend=ends.vsock_out, streams=streams, ram=ram, blocks=disks.vmx, bases=disks.bases)
 
 
 async def _borrow_ram(library: int) -> int:
@@ -434,10 +437,11 @@ def _open_lazy(plan: LaunchPlan, keep: Callable[[int], int]) -> _LazyEnds | None
 
 @dataclass(frozen=True, slots=True)
 class _Disks:
-    """What QEMU gets for its disks, by the number that each is to have; and what vmx gets (`VmxFds.blocks`)."""
+    """What QEMU gets for its disks, by the number that each is to have; and vmx (`VmxFds.blocks`, `bases`)."""
 
     qemu: dict[int, int]
     vmx: tuple[tuple[int, int | None], ...]
+    bases: tuple[int, ...] = ()
 
 
 def _open_disks(plan: LaunchPlan, stack: AsyncExitStack) -> _Disks:
@@ -450,7 +454,8 @@ def _open_disks(plan: LaunchPlan, stack: AsyncExitStack) -> _Disks:
         return _Disks(files, ())
     listeners = {disk.fd: keep(plan.files.listen(plan.files.disk_socket(disk.fd)).detach()) for disk in plan.disks}
     pairs = [(keep(connect_disk(plan, disk)), files.get(disk.fd)) for disk in plan.disks]
-    return _Disks(listeners, tuple(pairs))
+    bases = tuple(keep(open_base(disk)) for disk in plan.disks if disk.base is not None)
+    return _Disks(listeners, tuple(pairs), bases)
 
 
 def _spawn_qemu(plan: LaunchPlan, ends: _Ends, disks: _Disks) -> ProcessId:

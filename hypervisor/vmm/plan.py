@@ -11,7 +11,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisor.iofilter.spec import FilterSpec
 from hypervisor.vmm import argv as qemu_argv
 from hypervisor.vmm.argv import Accelerator, Disk, Fd, Machine, Origin, VsockPath
 from hypervisor.vmm.capabilities import RAM_LIBRARY, HostCapabilities
@@ -206,14 +205,13 @@ def _template_arguments(origin: Origin, config: VmConfig) -> tuple[str, ...]:
 
 
 def _disks(config: VmConfig, directory: Path) -> tuple[Disk, ...]:
-    wanted: list[tuple[str, Path, bool, tuple[FilterSpec, ...]]] = [(ROOT_SERIAL, config.guest.root, True, ())]
-    if config.data_disk is not None:
-        wanted.append((DATA_SERIAL, VmDirectory(directory).disk, False, config.data_disk.filters))
-    wanted += [(d.serial, d.path, True, d.filters) for d in config.image_disks]
-    return tuple(
-        Disk(serial=serial, path=path, read_only=read_only, fd=Fd.DISKS + i, filters=filters)
-        for i, (serial, path, read_only, filters) in enumerate(wanted)
-    )
+    disks = [Disk(serial=ROOT_SERIAL, path=config.guest.root, read_only=True, fd=0)]
+    if (data := config.data_disk) is not None:
+        files = VmDirectory(directory)
+        base = None if data.base is None else files.base
+        disks.append(Disk(serial=DATA_SERIAL, path=files.disk, read_only=False, fd=0, filters=data.filters, base=base))
+    disks += [Disk(serial=d.serial, path=d.path, read_only=True, fd=0, filters=d.filters) for d in config.image_disks]
+    return tuple(dataclasses.replace(disk, fd=Fd.DISKS + i) for i, disk in enumerate(disks))
 
 
 def cgroup_name(directory: Path) -> str:

@@ -46,7 +46,7 @@ import structlog
 from hypervisor.errors import Conflict, HvError, NotFound, VmFailed
 from hypervisor.vmm.argv import VSOCK_DEVICE
 from hypervisor.vmm.capabilities import USERFAULTFD
-from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_disk, vmx_config
+from hypervisor.vmm.devices import DeviceProcesses, connect_disk, open_base, open_disk, vmx_config
 from hypervisor.vmm.directory import Processes, boot_id
 from hypervisor.vmm.plan import ClonePlan, LaunchPlan
 from hypervisor.vmm.snapshots.snapshot import Snapshot
@@ -146,7 +146,9 @@ async def appoint(plan: LaunchPlan, qemu: ProcessId, succession: Succession) -> 
             (console_out, _open_log(plan.files.console_log, stack)),
             (_open_stderr(qemu, stack), _open_log(plan.files.qemu_log, stack)),
         )
-        fds = VmxFds(frontend=vsock_out, streams=streams, ram=ram, blocks=_blocks(plan, stack))
+        fds = VmxFds(
+            frontend=vsock_out, streams=streams, ram=ram, blocks=_blocks(plan, stack), bases=_bases(plan, stack)
+        )
         process = await succession.zygote.fork(config, fds)
         plan.files.write_processes(Processes(boot_id(), vmx=process, qemu=qemu))
         try:
@@ -198,6 +200,10 @@ def _blocks(plan: LaunchPlan, stack: ExitStack) -> tuple[tuple[int, int | None],
         return ()
     files = [None if d.path is None else _keep(open_disk(d, d.path), stack) for d in plan.disks]
     return tuple((_keep(connect_disk(plan, d), stack), file) for d, file in zip(plan.disks, files, strict=True))
+
+
+def _bases(plan: LaunchPlan, stack: ExitStack) -> tuple[int, ...]:
+    return tuple(_keep(open_base(disk), stack) for disk in plan.disks if disk.base is not None)
 
 
 def _pair(stack: ExitStack) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import HV, wait_for
-from test_hostd import Daemon, daemon, pod_manifest
+from test_hostd import Daemon, daemon, pod_manifest, state_of
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
@@ -47,6 +47,11 @@ def filters_of(stats: dict[str, Any]) -> dict[str, dict[str, int]]:
     return {f["name"]: f["figures"] for f in stats["filters"]}
 
 
+def wait_running(daemon: Daemon, name: str) -> None:
+    """The first such pod of a daemon has its template made: a guest boots."""
+    daemon.wait(name, lambda p: "running" in state_of(p), "runs", 180)
+
+
 @pytest.fixture
 def pods(daemon: Daemon) -> Iterator[list[str]]:
     """Names of pods to remove at the end."""
@@ -63,10 +68,11 @@ READ = "dd if=/f iflag=direct bs=4k 2>/dev/null | md5sum"  # from the disk
 def test_a_chain_before_the_scratch_disk_counts_checks_and_outlives_its_vmx(daemon: Daemon, pods: list[str]) -> None:
     create(daemon, "chained", "scratch: stats | throttle,iops=2000 | integrity; image: stats")
     pods.append("chained")
-    daemon.wait_running("chained")
+    wait_running(daemon, "chained")
     before = hv(daemon, "exec", "chained", "--", "sh", "-c", WRITE)
     stats = disk_stats(daemon, "chained")
-    assert [f["kind"] for f in stats["filters"]] == ["stats", "throttle", "integrity"]
+    assert [f["kind"] for f in stats["filters"]] == ["stats", "throttle", "linkedclone", "integrity"]
+    assert stats["redirects_out"] > 0 and stats["base"]["reads"] > 0  # the file system is its base's
     assert filters_of(stats)["stats"]["write_requests"] > 0
     vmx = daemon.pid_of("chained", "vmx")
     os.kill(vmx, signal.SIGKILL)
@@ -82,7 +88,7 @@ def test_a_chain_before_the_scratch_disk_counts_checks_and_outlives_its_vmx(daem
 def test_an_injected_error_is_seen_by_the_guest(daemon: Daemon, pods: list[str]) -> None:
     create(daemon, "failing", "scratch: error,types=write,skip=200")
     pods.append("failing")
-    daemon.wait_running("failing")
+    wait_running(daemon, "failing")
     said = hv(
         daemon, "exec", "failing", "--", "sh", "-c",
         "dd if=/dev/zero of=/big oflag=direct bs=4k count=600 2>&1 || echo failed", code=None,
