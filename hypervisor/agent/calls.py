@@ -53,6 +53,7 @@ def table(agent: Agent, on_shutdown: Any) -> Calls:
         "rehearse": partial(_rehearse, agent),
         "setup": partial(_setup, agent),
         "clock": partial(_clock, agent),
+        "renew": partial(_renew, agent),
         "volume.write": partial(_volume_write, agent),
         "container.start": partial(_start, agent),
         "container.signal": partial(_signal, agent),
@@ -128,6 +129,14 @@ async def _clock(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
         setup.shift_clock(add_ns)
     except (OSError, OverflowError) as e:
         raise invalid(f"clock.add_ns: {add_ns}: the clock cannot be moved so far: {e}") from e
+    return {"clock_ns": time.time_ns()}
+
+
+async def _renew(agent: Agent, args: dict[str, Any]) -> dict[str, Any]:
+    settings = setup.parse(args)
+    agent.ready()
+    agent.setup.renew(settings)
+    agent.engine.hostname = settings.hostname
     return {"clock_ns": time.time_ns()}
 
 

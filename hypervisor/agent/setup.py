@@ -362,6 +362,21 @@ class Setup:
         finally:
             self._busy = False
 
+    def renew(self, settings: Settings) -> None:
+        """What a guest that went on from a snapshot must not share with whatever else goes on from it: clock, entropy,
+        host name, addresses. Disk and volumes stay.
+
+        :raises AgentError: whatever fails
+        """
+        try:
+            set_clock(settings.clock_ns)
+            add_entropy(settings.entropy)
+            socket.sethostname(settings.hostname)
+            self.connect(settings.network)
+            _write_name_files(settings)
+        except OSError as e:
+            raise from_os("renew", e) from e
+
     def connect(self, network: Network | None) -> None:
         """Configures the network, unless it is so already: a template does it for its clones.
 

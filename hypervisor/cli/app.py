@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rm": ("stop", "rm", "Remove pods and everything that belongs to them."),
     "suspend": ("snapshot", "suspend", "Put running pods into files; hv resume brings them back."),
     "resume": ("snapshot", "resume", "Have suspended pods go on where they were."),
+    "snapshot": ("snapshot", "snapshot", "Take, list, restore and remove snapshots of running pods."),
+    "fork": ("snapshot", "fork", "Make several of a running pod, each going on from now."),
     "console": ("console", "console", "Print the console of a pod's VM: kernel and agent messages."),
     "debug": ("debug", "debug", "Open a shell, or run a command, in a pod's guest itself."),
     "inspect": ("inspect", "inspect", "Show a pod's VM as the hypervisor sees it."),

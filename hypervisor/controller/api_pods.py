@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from hypervisor.agent.wire import FrameType
+from hypervisor.controller.api_snapshots import add_snapshot_routes
 from hypervisor.controller.api_streams import NDJSON, flag, line, number, streaming
 from hypervisor.controller.console import console_text, follow_console
 from hypervisor.controller.inspect import inspect
@@ -33,8 +34,7 @@ def add_pod_routes(app: web.Application, pods: Pods) -> None:
     app.router.add_get(one, _get)
     app.router.add_delete(one, _delete)
     app.router.add_post(f"{one}/stop", _stop)
-    app.router.add_post(f"{one}/suspend", _suspend)
-    app.router.add_post(f"{one}/resume", _resume)
+    add_snapshot_routes(app, pods, _pod)
     app.router.add_get(f"{one}/console", _console)
     app.router.add_get(f"{one}/inspect", _inspect)
     app.router.add_get(f"{one}/trace", _trace)
@@ -128,18 +128,6 @@ async def _stop(request: web.Request) -> web.Response:
     while not pod.journal.record.closed and not pod.gone.is_set():
         version = await pod.journal.topic.wait_newer(version)
     return web.json_response(pod.view())
-
-
-async def _suspend(request: web.Request) -> web.Response:
-    pod = _pod(request)
-    await asyncio.shield(pod.suspension.request("suspended"))
-    return web.json_response(pod.view() | {"took": dict(pod.suspension.took)})
-
-
-async def _resume(request: web.Request) -> web.Response:
-    pod = _pod(request)
-    await asyncio.shield(pod.suspension.request(""))
-    return web.json_response(pod.view() | {"took": dict(pod.suspension.took)})
 
 
 async def _console(request: web.Request) -> web.StreamResponse:

@@ -74,9 +74,10 @@ class Machine(Protocol):
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """A QMP command; raises `HvError`."""
 
-    async def save(self, folder: Path, name: str) -> Mapping[str, Any]:
-        """Makes the snapshot `folder` of it; afterwards it stands still, to be ended or woken. What it took.
+    async def save(self, folder: Path, name: str, *, goes_on: bool = False) -> Mapping[str, Any]:
+        """Makes the snapshot `folder` of it; what it took.
 
+        :param goes_on: afterwards it goes on; else it stands still, to be ended
         :raises HvError: it could not be made; there is none, and the guest goes on
         """
 
@@ -98,6 +99,9 @@ class Machines(Protocol):
 
     async def start(self, request: VmRequest) -> Machine:
         """:raises HvError: it could not be started; nothing of it is left"""
+
+    async def check(self, request: VmRequest, folder: Path) -> None:
+        """Does nothing where `resume` would do. Raises `HvError` as it."""
 
     async def resume(self, request: VmRequest, folder: Path) -> Machine:
         """The VM of the snapshot `folder`, as it was; it stands still until it is woken.

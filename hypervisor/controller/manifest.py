@@ -340,13 +340,13 @@ def _network(spec: Object, annotations: Mapping[str, str]) -> Network:
         tuple(names.dns_subdomain(s, where=f"spec.dnsConfig.searches[{i}]") for i, s in enumerate(searches)),
         policy=policy,
         options=tuple(_resolver_option(o, i) for i, o in enumerate(config.get("options") or ())),
+        host_ports=parse_host_ports(spec),
+        incoming=parse_bandwidth(annotations, INCOMING),
+        outgoing=parse_bandwidth(annotations, OUTGOING),
     )
 
 
 def _resolver_option(option: Mapping[str, str], index: int) -> str:
-        host_ports=parse_host_ports(spec),
-        incoming=parse_bandwidth(annotations, INCOMING),
-        outgoing=parse_bandwidth(annotations, OUTGOING),
     text = f"{option['name']}:{option['value']}" if option.get("value") else option.get("name") or ""
     if not _RESOLVER_OPTION.fullmatch(text):
         raise InvalidInput(f"{text!r} is no option of a resolver, as ndots:2", where=f"spec.dnsConfig.options[{index}]")

@@ -49,6 +49,16 @@ class PodPaths:
         return self.directory / "suspended"
 
     @property
+    def snapshots(self) -> Path:
+        """Its snapshots, by name."""
+        return self.directory / "snapshots"
+
+    @property
+    def fork(self) -> Path:
+        """The snapshot that a fork's children are being made from."""
+        return self.directory / "fork.new"
+
+    @property
     def vm(self) -> Path:
         """The VM's own state folder; the VM manager makes and removes it."""
         return self.directory / "vm"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,13 @@ class Pods:
 
     # ---- coming ------------------------------------------------------------------------------------------------------
 
-    async def create(self, manifest: Any, *, source: str = "api", uid: str = "") -> PodVm:
+    async def create(
+        self, manifest: Any, *, source: str = "api", uid: str = "", prepare: Callable[[PodPaths], None] | None = None
+    ) -> PodVm:
         """Accepts a pod: on return it is on stable storage, and will run whatever happens to this process.
 
         :param uid: that it has already; a new one where none is given
+        :param prepare: see `store.create`
         :raises InvalidInput: something is wrong with the manifest
         :raises Conflict: there is a pod of that name
         :raises ResourceExhausted: the host cannot hold its VM
@@ -111,7 +114,7 @@ class Pods:
             self._services.ledger.promise(uid, size)
             stored = StoredPod(uid, time.time(), source, manifest_digest(manifest), manifest)
             try:
-                await asyncio.to_thread(store.create, self._paths.pod(uid), stored)
+                await asyncio.to_thread(store.create, self._paths.pod(uid), stored, prepare)
             except BaseException:
                 self._services.ledger.release(uid)
                 raise

@@ -40,6 +40,7 @@ from hypervisor.controller.archive import archive_logs, save_console
 from hypervisor.controller.concurrency import first
 from hypervisor.controller.environment import fetch_external
 from hypervisor.controller.eviction import EVICTED, GRACE_S, wait_exceeded
+from hypervisor.controller.forks import tell_fork
 from hypervisor.controller.journal import Journal, new_record
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.manifest import CLUSTER_DOMAIN
@@ -49,7 +50,7 @@ from hypervisor.controller.podfacts import facts_of
 from hypervisor.controller.pulls import pull_all
 from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running, State, Terminated, Waiting
 from hypervisor.controller.resolving import resolving
-from hypervisor.controller.runtime_spec import container_arguments
+from hypervisor.controller.runtime_spec import container_arguments, setup_arguments
 from hypervisor.controller.services import PodNetwork, Services
 from hypervisor.controller.sizing import vm_size
 from hypervisor.controller.spec import ContainerSpec, PodSpec
@@ -83,6 +84,7 @@ class PodVm:
         self._services = services
         self._journal = Journal(paths, store.load_record(paths) or new_record(pod), pod.restart_policy)
         self.suspension = Suspension(paths, self._journal, services.machines, f"{pod.namespace}/{pod.name}")
+        self.snapshots = PodSnapshots(paths, self._journal, self.suspension)
         self._volumes = ObjectVolumes(services.objects, pod, stored.uid)
         self._intent = asyncio.Event()
         self._leases = ExitStack()
@@ -108,6 +110,11 @@ class PodVm:
     async def request_delete(self, grace_s: float | None = None) -> None:
         """As `request_stop`, and then the pod is to be removed."""
         await self._intend("delete", grace_s)
+
+    async def restore(self, name: str) -> None:
+        """What runs is given up for what a snapshot holds. Raises `HvError`; the pod is as it was then."""
+        check = self._services.machines.check
+        await self.snapshots.restore(name, lambda folder: check(self._request(self._images), folder))
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -175,6 +182,7 @@ class PodVm:
         record = self._journal.record
         self._address(self._network.addresses(self.stored.uid) if self._network else ())
         machine = await self.suspension.recover(await self._adopt())
+        await self.snapshots.sweep()
         record = self._journal.record
         if machine is not None and (record.vm_up or record.terminal):
             self._services.ledger.hold(self.stored.uid, self.size)
@@ -261,7 +269,9 @@ class PodVm:
             return
         self._services.ledger.measure(self.stored.uid, self.machine.memory_used)
         await self._connect(self.machine)
-        await self.suspension.go_on(self.machine, self._services.connect(self.machine.address))
+        agent = self._services.connect(self.machine.address)
+        await self.suspension.go_on(self.machine, agent, setup_arguments(self.pod))
+        await tell_fork(agent, self.stored.manifest, [c.name for c in self.pod.containers])
 
     @property
     def _network(self) -> PodNetwork | None:

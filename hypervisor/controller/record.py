@@ -109,7 +109,7 @@ class PodRecord:
     :ivar ready_at: when the containers last became ready, or ceased to be; seconds since the epoch
     :ivar closed: logs are archived and the VM is gone: nothing is left to do but delete
     :ivar timing: seconds of each phase of the newest start
-    :ivar suspend: whether its VM is in files (`hypervisor.controller.snapshots`)
+    :ivar suspend: whether its VM is in files (`hypervisor.controller.suspension`)
     """
 
     phase: Phase = "Pending"

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,16 @@ def new_uid(paths: HostPaths) -> str:
             return uid
 
 
-def create(paths: PodPaths, pod: StoredPod) -> None:
+def create(paths: PodPaths, pod: StoredPod, prepare: Callable[[PodPaths], None] | None = None) -> None:
     """Makes the pod's folder; on return ``pod.json`` is on stable storage.
 
+    :param prepare: puts into it what the pod starts with
     :raises ResourceExhausted: the disk is full; nothing is left behind
     """
     try:
         paths.directory.mkdir(mode=0o711)
+        if prepare is not None:
+            prepare(paths)
         body = {"version": VERSION, "uid": pod.uid, "created": pod.created, "source": pod.source}
         write_durably(paths.pod, body | {"digest": pod.digest, "manifest": pod.manifest})
         sync_directory(paths.directory.parent)

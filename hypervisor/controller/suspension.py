@@ -36,13 +36,14 @@ from hypervisor.controller.journal import Journal
 from hypervisor.controller.machine import Machine, Machines, VmRequest
 from hypervisor.controller.paths import PodPaths
 from hypervisor.controller.record import Suspend
-from hypervisor.errors import Conflict, HvError
+from hypervisor.errors import Conflict, HvError, Timeout, Unavailable
 from hypervisor.introspect.agent import AgentClient
 from hypervisor.introspect.clock import align_clock
 from hypervisor.vmm.snapshots.snapshot import Snapshot
 
 SUSPENDED = "Suspended"
-CLOCK_S = 30.0
+RENEW_S = 30.0
+LOOK_S = 0.02
 
 
 class Suspension:
@@ -55,6 +56,10 @@ class Suspension:
         self._log = structlog.get_logger().bind(pod=name)
         self._name = name
         self._refused: HvError | None = None
+        self.saving = asyncio.Lock()
+        """Held while a snapshot is taken."""
+        self.prepared = False
+        """``suspended.new/`` is complete already: another snapshot takes the place of what runs."""
         self.took: Mapping[str, Any] = {}
         """Of the last suspending or resuming that was asked of this object."""
 
@@ -123,9 +128,12 @@ class Suspension:
 
     async def _machine_saved(self, machine: Machine) -> None:
         new = self._paths.suspended.with_suffix(".new")
-        await asyncio.to_thread(_remove, new)
-        self.took = await machine.save(new, self._name)
-        await asyncio.to_thread(new.rename, self._paths.suspended)
+        async with self.saving:
+            if not self.prepared:
+                await asyncio.to_thread(remove_folder, new)
+                self.took = await machine.save(new, self._name)
+            self.prepared = False
+            await asyncio.to_thread(new.rename, self._paths.suspended)
 
     async def settle(self) -> None:
         """It has no VM any more, and counts as suspended from now on."""
@@ -155,22 +163,27 @@ class Suspension:
         self._refused = error
         await self._journal.settle(suspend=state, message=str(error) if state else "")
 
-    async def go_on(self, machine: Machine, agent: AgentClient) -> None:
-        """Lets a resumed guest run, brings its clock to the host's, and removes the files.
+    async def go_on(self, machine: Machine, agent: AgentClient, identity: dict[str, Any]) -> None:
+        """Lets a resumed guest run, gives it what it must share with nobody, and removes the files.
 
+        :param identity: arguments of the agent's ``setup``, as of now
         :raises HvError: the guest does not run or its agent does not answer
         """
         await machine.wake()
-        await asyncio.to_thread(_remove, self._paths.suspended)
-        async with asyncio.timeout(CLOCK_S), agent.open() as stream:
-            await align_clock(stream, await stream.request("hello", {}))
+        await asyncio.to_thread(remove_folder, self._paths.suspended)
+        try:
+            async with asyncio.timeout(RENEW_S):
+                while not await _renew(agent, identity):  # noqa: ASYNC110 -- no event tells of it
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError as e:
+            raise Timeout(f"the pod VM agent did not answer within {RENEW_S:g} s after it went on") from e
 
     # ---- after a daemon that was killed ------------------------------------------------------------------------------
 
     async def recover(self, machine: Machine | None) -> Machine | None:
         """What is to go on of the VM that was found; one that is not has been ended."""
         complete = Snapshot.exists(self._paths.suspended)
-        await asyncio.to_thread(_remove, self._paths.suspended.with_suffix(".new"))
+        await asyncio.to_thread(remove_folder, self._paths.suspended.with_suffix(".new"))
         if self.in_files or (self.state == "suspending" and complete):
             if machine is not None:
                 await machine.remove()
@@ -181,7 +194,7 @@ class Suspension:
             await self._journal.settle(suspend="")
         if machine is not None and not self._journal.record.terminal:
             await self._wake(machine)
-        await asyncio.to_thread(_remove, self._paths.suspended)
+        await asyncio.to_thread(remove_folder, self._paths.suspended)
         return machine
 
     async def _wake(self, machine: Machine) -> None:
@@ -193,12 +206,22 @@ class Suspension:
 
     async def discard(self) -> None:
         """The pod has ended: the files go."""
-        await asyncio.to_thread(_remove, self._paths.suspended)
+        await asyncio.to_thread(remove_folder, self._paths.suspended)
         if self.state:
             self._journal.update(suspend="")
 
 
-def _remove(folder: Path) -> None:
+async def _renew(agent: AgentClient, identity: dict[str, Any]) -> bool:
+    """False: the guest has not found its vsock device yet."""
+    try:
+        async with agent.open() as stream:
+            await align_clock(stream, await stream.request("renew", identity))
+    except Unavailable:
+        return False
+    return True
+
+
+def remove_folder(folder: Path) -> None:
     """The manifest first: what is left of a removal that is cut short is no snapshot."""
     (folder / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -34,7 +34,7 @@ from hypervisor.vmm.plan import IMAGE_SLOTS, ClonePlan, LaunchPlan, plan_launch
 from hypervisor.vmm.qmp import QmpEvent
 from hypervisor.vmm.slots import insert_images
 from hypervisor.vmm.snapshots.snapshot import Snapshot, disks_here, refuse_misfit
-from hypervisor.vmm.snapshots.take import take, wake
+from hypervisor.vmm.snapshots.take import take, take_and_wake, wake
 from hypervisor.vmm.succession import Succession
 from hypervisor.vmm.sweep import sweep
 from hypervisor.vmm.templates.template import Template
@@ -122,11 +122,7 @@ class VmHost:
 
         :raises SnapshotDamaged, Conflict: it cannot be used here; nothing was started
         """
-        guest = await asyncio.to_thread(GuestImage.load, self.guest.directory)
-        config = size_class(self._config(request, guest))
-        snapshot = await asyncio.to_thread(Snapshot.read, folder)
-        refuse_misfit(await self.templates.key(config), snapshot)
-        await asyncio.to_thread(snapshot.check)
+        config, snapshot = await self._checked(request, folder)
         identity = await asyncio.to_thread(self.identities.take)
         try:
             plan = await asyncio.to_thread(self._plan_resumed, config, request.directory, identity, snapshot)
@@ -135,12 +131,24 @@ class VmHost:
             self.identities.release(identity)
             raise
 
+    async def check(self, request: VmRequest, folder: Path) -> None:
+        """Whether `resume` would do. Raises as it."""
+        await self._checked(request, folder)
+
+    async def _checked(self, request: VmRequest, folder: Path) -> tuple[VmConfig, Snapshot]:
+        guest = await asyncio.to_thread(GuestImage.load, self.guest.directory)
+        config = size_class(self._config(request, guest))
+        snapshot = await asyncio.to_thread(Snapshot.read, folder)
+        refuse_misfit(await self.templates.key(config), snapshot)
+        await asyncio.to_thread(snapshot.check)
+        return config, snapshot
+
     def _plan_resumed(
         self, config: VmConfig, directory: Path, identity: VmIdentity, snapshot: Snapshot
     ) -> LaunchPlan:
         template = Template.linked(Snapshot.template_of(snapshot.path))
         clone = self.templates.frames.snapshot_plan(template, snapshot)
-        disks = disks_here(snapshot, config.guest.root, directory)
+        disks = disks_here(snapshot, config, directory)
         plan = plan_launch(config, self.capabilities, directory, identity, clone=clone, disks=disks)
         return dataclasses.replace(plan, data_disk=None)
 
@@ -313,10 +321,10 @@ class HostedVm:
         """A QMP command."""
         return await self.vm.execute(command, arguments)
 
-    async def save(self, folder: Path, name: str) -> Mapping[str, Any]:
-        """Makes the snapshot `folder` of it; afterwards it stands still."""
-        taken = await take(self.vm, folder, name=name)
-        return {"paused_s": taken.paused_s, "pages": taken.pages, "looked_at": taken.looked_at}
+    async def save(self, folder: Path, name: str, *, goes_on: bool = False) -> Mapping[str, Any]:
+        """Makes the snapshot `folder` of it; afterwards it stands still, or goes on."""
+        taken = await (take_and_wake if goes_on else take)(self.vm, folder, name=name)
+        return {"paused_s": round(taken.paused_s, 4), "pages": taken.pages, "looked_at": taken.looked_at}
 
     async def wake(self) -> bool:
         """Lets a guest go on that stands still."""

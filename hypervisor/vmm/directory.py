@@ -92,6 +92,11 @@ class VmDirectory:
         return self.path / "snapshot"
 
     @property
+    def last(self) -> Path:
+        """What the next snapshot is compared with: links to the last one that was taken of it."""
+        return self.path / "last"
+
+    @property
     def vsock_socket(self) -> Path:
         return self.vmx / HOST_SOCKET
 

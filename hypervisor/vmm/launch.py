@@ -48,7 +48,7 @@ from hypervisor.vmm.disk import create_data_disk, format_data_disk
 from hypervisor.vmm.identity import open_kernel_vsock
 from hypervisor.vmm.plan import ClonePlan, LaunchPlan
 from hypervisor.vmm.qmp import Qmp
-from hypervisor.vmm.snapshots.snapshot import Snapshot
+from hypervisor.vmm.snapshots.snapshot import Snapshot, link_or_copy
 from hypervisor.vmm.succession import Succession, appoint, open_layers
 from hypervisor.vmm.sweep import belongs
 from hypervisor.vmm.tap import open_tap
@@ -248,7 +248,8 @@ async def _make_directory(plan: LaunchPlan, undo: AsyncExitStack) -> None:
             if plan.clone is not None:
                 Template.link(plan.clone.template, plan.files.template)
                 if plan.clone.snapshot is not None:
-                    Snapshot.read(plan.clone.snapshot).link(plan.files.snapshot, disk=plan.files.disk)
+                    Snapshot.read(plan.clone.snapshot).link(plan.files.snapshot)
+                    link_or_copy(Snapshot.disk_of(plan.clone.snapshot), plan.files.disk)
         except OSError as e:
             plan.files.remove()
             raise disk_error(e, f"cannot link the template into {plan.files.path}") from e

@@ -48,7 +48,7 @@ def status(host: Host, name: str) -> str:
 def test_pod_goes_on_where_it_was(host: Host) -> None:
     with counting(host, "goes-on") as folder:
         pid = host.hv("exec", "goes-on", "--", "sh", "-c", "readlink /proc/1/fd/3; cat /proc/1/stat | cut -d' ' -f22")
-        for _ in range(3):  # each time from the files of the time before
+        for _ in range(2):  # each time from the files of the time before
             before = count(host, "goes-on")
             host.hv("suspend", "goes-on")
             assert status(host, "goes-on") == "Suspended"
@@ -65,6 +65,56 @@ def test_pod_goes_on_where_it_was(host: Host) -> None:
         assert 0 <= int(told[1]) - int(told[0]) <= 100, "a line is lost"
         assert abs(int(told[2]) - time.time()) < 60, "the clock was left behind"
         assert status(host, "goes-on") == "Running"
+
+
+def test_snapshots_are_restored_and_go(host: Host) -> None:
+    with counting(host, "shot") as folder:
+        host.hv("snapshot", "create", "shot", "one")
+        at_one = count(host, "shot")
+        wait_for(lambda: count(host, "shot") > at_one + 20, "it counts")
+        host.hv("snapshot", "create", "shot", "two")
+        assert [s["name"] for s in host.json("snapshot", "ls", "shot")["items"]] == ["one", "two"]
+        taken = host.hv("snapshot", "create", "shot", "two", check=False)
+        assert b"there is a snapshot two already" in taken.stderr
+        host.hv("snapshot", "restore", "shot", "one")
+        at_two = at_one + 20
+        log = host.hv("exec", "shot", "--", "sh", "-c", "cat /n; tail -n 1 /log").stdout.split()
+        assert int(log[1]) - int(log[0]) <= 100  # disk and memory are of one moment
+        host.hv("snapshot", "rm", "shot", "one")
+        host.hv("snapshot", "restore", "shot", "two")  # it was made upon the other
+        assert count(host, "shot") >= at_two
+        missing = host.hv("snapshot", "restore", "shot", "one", check=False)
+        assert b"there is no snapshot one; there are: two" in missing.stderr
+        assert {p.name for p in folder.iterdir()} == {"pod.json", "status.json", "snapshots", "vm"}
+
+
+TELL = "hostname; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1; readlink /proc/1/fd/3"
+
+
+def test_children_go_on_beside_their_parent(host: Host) -> None:
+    with counting(host, "forked"):
+        before = count(host, "forked")
+        made = host.json("fork", "forked", "--count", "2")
+        try:
+            assert made["children"] == ["forked-1", "forked-2"]
+            told: list[list[str]] = []
+            for k, child in enumerate(made["children"], 1):
+                wait_for(lambda name=child: b"child" in note(host, name), "the note is there")  # type: ignore[misc]
+                assert json.loads(note(host, child)) == {"parent": "forked", "child": k, "of": 2}
+                assert count(host, child) >= before
+                told.append(host.hv("exec", child, "--", "sh", "-c", TELL).stdout.decode().splitlines())
+            told.append(host.hv("exec", "forked", "--", "sh", "-c", TELL).stdout.decode().splitlines())
+            assert [lines[0] for lines in told] == ["forked-1", "forked-2", "forked"]
+            assert len({lines[1] for lines in told}) == len({lines[2] for lines in told}) == 3
+            assert {lines[3] for lines in told} == {"/log"}  # the file is open in each, and a disk of its own
+            now = count(host, "forked")
+            wait_for(lambda: count(host, "forked") > now, "the parent counts on")
+        finally:
+            host.hv("rm", "-f", "forked-1", "forked-2")
+
+
+def note(host: Host, pod: str) -> bytes:
+    return host.hv("exec", pod, "--", "cat", "/run/podvisor-fork.json", check=False).stdout
 
 
 def refusal(host: Host, name: str) -> str:
@@ -156,10 +206,8 @@ def test_killed_daemons(daemon: Daemon) -> None:
     daemon.wait_running("killed")
     folder, seen = daemon.folder("killed"), 0
     for verb, comes in (
-        ("suspend", "suspended.new"),
         ("suspend", "suspended.new/state"),
         ("suspend", "suspended/manifest.json"),
-        ("resume", "vm/config.json"),
         ("resume", "vm/snapshot/manifest.json"),
     ):
         files = folder / "suspended"

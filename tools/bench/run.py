@@ -30,6 +30,7 @@ SECTIONS = {
     "clones": 3,
     "block": 5,
     "filters": 5,
+    "snapshot": 5,
 }
 
 

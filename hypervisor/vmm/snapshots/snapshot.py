@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -29,18 +30,19 @@ from pathlib import Path
 from hypervisor.errors import Conflict, HvError, InvalidInput
 from hypervisor.vmm import records
 from hypervisor.vmm.argv import Disk
-from hypervisor.vmm.config import DATA_SERIAL, ROOT_SERIAL
+from hypervisor.vmm.config import DATA_SERIAL, ROOT_SERIAL, VmConfig
 from hypervisor.vmm.directory import VmDirectory, disk_error
 from hypervisor.vmm.snapshots import index
 from hypervisor.vmm.snapshots.index import Piece
 from hypervisor.vmm.snapshots.layer import PAGE, check_layer
-from hypervisor.vmm.templates.template import Template, TemplateDamaged, TemplateKey, digest_of
+from hypervisor.vmm.templates.template import Template, TemplateDamaged, TemplateKey, data_extents, digest_of
 
 FORMAT = 1
-#: of the sources that a fault server takes (csrc/memory/fault.h), one is the template's
-MAX_LAYERS = 15
+#: more are made one (`hypervisor.vmm.snapshots.compact`). A fault server takes 16 sources (csrc/memory/fault.h)
+MAX_LAYERS = 8
 _FILES = ("index", "state")
 _PATHS = ("-kernel", "-initrd")
+_FICLONE = 0x40049409
 
 
 class SnapshotDamaged(HvError):
@@ -172,18 +174,33 @@ class Snapshot:
         if template.manifest.ram_sha256 != self.manifest.template_sha256:
             raise SnapshotDamaged(f"snapshot {self.path.name}: template/ holds another template")
 
-    def link(self, target: Path, *, disk: Path) -> None:
-        """Makes a folder `target` with links to what a VM started from it needs while it runs, and links or copies its
-        disk to `disk`.
+    def link(self, target: Path) -> None:
+        """Makes a folder `target` with links to all but its disk and its template.
 
         :raises OSError: the disk is full
         """
         target.mkdir(mode=0o700)
-        for path in (*(self.path / name for name in (*_FILES, "manifest.json")), *self.layers):
+        for path in (*(self.path / name for name in _FILES), *self.layers):
             link_or_copy(path, target / path.name)
         with contextlib.suppress(FileNotFoundError):
             link_or_copy(self.working_set_of(self.path), self.working_set_of(target))
-        link_or_copy(self.disk_of(self.path), disk)
+        link_or_copy(self.path / "manifest.json", target / "manifest.json")
+
+    def copy(self, target: Path) -> None:
+        """Another snapshot of the same, with a disk of its own. Raises `OSError`."""
+        target.mkdir(mode=0o700)
+        for path in (*(self.path / name for name in _FILES), *self.layers):
+            link_or_copy(path, target / path.name)
+        with contextlib.suppress(FileNotFoundError):
+            link_or_copy(self.working_set_of(self.path), self.working_set_of(target))
+        Template.link(self.template_of(self.path), self.template_of(target))
+        copy_sparse(self.disk_of(self.path), self.disk_of(target))
+        link_or_copy(self.path / "manifest.json", target / "manifest.json")
+
+    def occupies(self) -> int:
+        """Bytes on the host's disk that go with it, as far as no other has them too."""
+        files = [path for path in self.path.rglob("*") if path.is_file()]
+        return sum(status.st_blocks * 512 for status in (path.stat() for path in files) if status.st_nlink == 1)
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:
@@ -201,6 +218,35 @@ def link_or_copy(path: Path, target: Path) -> None:
         if e.errno != errno.EXDEV:
             raise
         shutil.copyfile(path, target)
+
+
+def copy_sparse(path: Path, target: Path) -> None:
+    """A copy that shares its blocks where the file system can, and has the same holes where it cannot.
+
+    :raises OSError: the disk is full
+    """
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(made, _FICLONE, source)
+                return
+            os.ftruncate(made, os.fstat(source).st_size)
+            for first, count in data_extents(source):
+                _copy_range(source, made, first * PAGE, count * PAGE)
+        finally:
+            os.close(made)
+    finally:
+        os.close(source)
+
+
+def _copy_range(source: int, target: int, at: int, size: int) -> None:
+    while size > 0:
+        done = os.copy_file_range(source, target, size, at, at)
+        if done == 0:
+            return  # the file ends amid its last page
+        at, size = at + done, size - done
 
 
 def refuse_misfit(wanted: TemplateKey, snapshot: Snapshot) -> None:
@@ -239,10 +285,20 @@ def full(error: OSError, path: Path) -> HvError:
     return disk_error(error, f"cannot write the snapshot {path}")
 
 
-def disks_here(snapshot: Snapshot, root: Path, directory: Path) -> tuple[Disk, ...]:
-    """The snapshot's disks with the paths that they have for a VM in `directory` of this host."""
-    own = {ROOT_SERIAL: root, DATA_SERIAL: VmDirectory(directory).disk}
-    return tuple(
-        dataclasses.replace(disk, path=own[disk.serial]) if disk.serial in own else disk
-        for disk in snapshot.manifest.disks
-    )
+def disks_here(snapshot: Snapshot, config: VmConfig, directory: Path) -> tuple[Disk, ...]:
+    """The snapshot's disks with the paths that they have for a VM like `config` in `directory` of this host.
+
+    :raises Conflict: the VM is to have other image disks
+    """
+    images = [disk.path for disk in config.image_disks]
+    found: list[Disk] = []
+    for disk in snapshot.manifest.disks:
+        path = disk.path
+        if disk.serial in (ROOT_SERIAL, DATA_SERIAL):
+            path = config.guest.root if disk.serial == ROOT_SERIAL else VmDirectory(directory).disk
+        elif path is not None:
+            path = next((image for image in images if image.parts[-2:] == path.parts[-2:]), None)
+            if path is None:
+                raise Conflict(f"snapshot {snapshot.path.name} has image {disk.path}, which the pod has not")
+        found.append(dataclasses.replace(disk, path=path))
+    return tuple(found)

@@ -24,23 +24,37 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import structlog
 
 from hypervisor.errors import Conflict, HvError, InvalidInput
 from hypervisor.vmm import launch, records
-from hypervisor.vmm.directory import write_atomically
+from hypervisor.vmm.directory import VmDirectory, write_atomically
 from hypervisor.vmm.snapshots import index
+from hypervisor.vmm.snapshots.compact import compact
 from hypervisor.vmm.snapshots.index import TEMPLATE, ZERO, Piece
 from hypervisor.vmm.snapshots.layer import PAGE, LayerWriter
 from hypervisor.vmm.snapshots.memory import Base, Difference, write_difference
-from hypervisor.vmm.snapshots.snapshot import FORMAT, MAX_LAYERS, Layer, Manifest, Snapshot, full, link_or_copy
+from hypervisor.vmm.snapshots.snapshot import (
+    FORMAT,
+    MAX_LAYERS,
+    Layer,
+    Manifest,
+    Snapshot,
+    copy_sparse,
+    full,
+    link_or_copy,
+)
 from hypervisor.vmm.succession import borrow, devices, ram_descriptor, unplug
 from hypervisor.vmm.templates.frames import pieces as template_pieces
 from hypervisor.vmm.templates.template import Template, digest_of
 from hypervisor.vmm.vm import RunningVm
 from hypervisor.vmx import working_set
 from hypervisor.vmx.process import ProcessId
+
+log = structlog.get_logger(__name__)
 
 _SAVE_TIMEOUT_S = 60.0
 _HELD = ("paused", "postmigrate", "prelaunch", "finish-migrate")
@@ -63,11 +77,14 @@ class Taken:
     looked_at: int
 
 
-async def take(vm: RunningVm, folder: Path, *, name: str, copy_disk: DiskCopy = link_or_copy) -> Taken:
+async def take(
+    vm: RunningVm, folder: Path, *, name: str, copy_disk: DiskCopy = link_or_copy, durable: bool = True
+) -> Taken:
     """Makes the snapshot `folder`; on return the guest stands still. Failed or cancelled: it goes on, there is none.
 
     :param folder: must not exist
-    :raises Conflict: the VM was not started from a template, or it has as many layers as there may be
+    :param durable: it is on stable storage on return
+    :raises Conflict: the VM was not started from a template
     :raises ResourceExhausted: the disk is full
     """
     refuse_unfit(vm)
@@ -79,12 +96,47 @@ async def take(vm: RunningVm, folder: Path, *, name: str, copy_disk: DiskCopy = 
         await vm.pause()
         await _save_state(vm, folder)
         difference, snapshot = await _thread(functools.partial(_write, vm, folder, name, copy_disk))
+        if len(snapshot.manifest.layers) > 2 * MAX_LAYERS - 1:
+            snapshot = await asyncio.to_thread(compact, snapshot)
+        if durable:
+            await asyncio.to_thread(sync, folder)
         return Taken(snapshot, time.monotonic() - began, difference.written, difference.looked_at)
     except BaseException as e:
         await asyncio.shield(_undo(vm, folder))
         if isinstance(e, OSError):
             raise full(e, folder) from e
         raise
+
+
+async def take_and_wake(vm: RunningVm, folder: Path, *, name: str) -> Taken:
+    """Makes the snapshot `folder`; on return the guest goes on, and the next snapshot has only what differs from this.
+
+    Raises as `take`, and leaves what it leaves.
+    """
+    began = time.monotonic()
+    taken = await take(vm, folder, name=name, copy_disk=copy_sparse, durable=False)
+    held = time.monotonic()
+    try:
+        await wake(vm)
+        paused_s = taken.paused_s + time.monotonic() - held
+        snapshot = await asyncio.to_thread(_kept, taken.snapshot, vm.plan.files)
+    except BaseException as e:
+        await asyncio.shield(_undo(vm, folder))
+        if isinstance(e, OSError):
+            raise full(e, folder) from e
+        raise
+    log.info("snapshot taken", vm=vm.name, paused_s=round(paused_s, 4), seconds=round(time.monotonic() - began, 3))
+    return replace(taken, snapshot=snapshot, paused_s=paused_s)
+
+
+def _kept(snapshot: Snapshot, files: VmDirectory) -> Snapshot:
+    """What the next one is compared with, whatever becomes of this one."""
+    if len(snapshot.manifest.layers) > MAX_LAYERS:
+        snapshot = compact(snapshot)
+    sync(snapshot.path)
+    shutil.rmtree(files.last, ignore_errors=True)
+    snapshot.link(files.last)
+    return snapshot
 
 
 def refuse_unfit(vm: RunningVm) -> None:
@@ -144,15 +196,14 @@ def _write(vm: RunningVm, folder: Path, name: str, copy_disk: DiskCopy) -> tuple
     Template.link(files.template, Snapshot.template_of(folder))
     template = Template.linked(files.template)
     with ExitStack() as stack:
-        base, layers = open_base(files.template, files.snapshot, template, stack)
-        if len(layers) >= MAX_LAYERS:
-            raise Conflict(f"VM {vm.name} has {len(layers)} layers of snapshots, which is as many as there may be")
+        known_path = files.last if Snapshot.exists(files.last) else files.snapshot
+        base, layers = open_base(files.template, known_path, template, stack)
         ram = _ram_of(vm, stack)
         difference, layer = _write_layer(ram, base, folder)
     keep = working_set.encode(difference.touched, template=template.manifest.ram_sha256, ram_pages=_pages(template))
     Snapshot.working_set_of(folder).write_bytes(keep)
     for known in layers:
-        link_or_copy(files.snapshot / known.file, folder / known.file)
+        link_or_copy(known_path / known.file, folder / known.file)
     copy_disk(files.disk, Snapshot.disk_of(folder))
     return difference, _write_manifest(vm, folder, name, template, (*layers, layer), difference.pieces)
 
@@ -227,12 +278,14 @@ def _write_manifest(
         index_sha256=hashlib.sha256(data).hexdigest(), state_bytes=state.stat().st_size,
         state_sha256=digest_of(state), disk_bytes=Snapshot.disk_of(folder).stat().st_size,
     )  # fmt: skip
-    for path in (state, folder / "index"):
-        _sync(path)
     write_atomically(folder / "manifest.json", records.dumps(manifest.sealed()))
-    _sync(folder / "manifest.json")
-    _sync(folder)
     return Snapshot(folder, manifest.sealed(), tuple(pieces))
+
+
+def sync(folder: Path) -> None:
+    """Has a snapshot on stable storage. Blocks."""
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -92,13 +92,13 @@ class FakeGuest:
     async def stats(self) -> Mapping[str, Any]:
         return {"cpu_ns": 1}
 
-    async def save(self, folder: Path, name: str) -> Mapping[str, Any]:
+    async def save(self, folder: Path, name: str, *, goes_on: bool = False) -> Mapping[str, Any]:
         if self.refuse_save is not None:
             raise self.refuse_save
         folder.mkdir()  # noqa: ASYNC240 - a fake
         (folder / "containers").write_text(json.dumps(self.containers))
         (folder / "manifest.json").write_text("{}")
-        self.held = True
+        self.held = not goes_on
         return {"pages": 1}
 
     async def wake(self) -> bool:
@@ -172,6 +172,9 @@ class FakeGuest:
 
     async def _hello(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {"wire": 1}
+
+    async def _renew(self, _args: dict[str, Any]) -> dict[str, Any]:
+        return {}
 
     async def _setup(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {}
@@ -283,6 +286,9 @@ class FakeMachines:
         self.started.append(guest)
         self.running[request.directory] = guest
         return guest
+
+    async def check(self, request: VmRequest, folder: Path) -> None:
+        """Every snapshot fits."""
 
     async def resume(self, request: VmRequest, folder: Path) -> FakeGuest:
         """As it was saved; it stands still."""
