@@ -105,10 +105,10 @@ class Pods:
             raise Unavailable("hostd is stopping; no pod is accepted any more")
         spec = await asyncio.to_thread(parse_pod, manifest)
         size = vm_size(spec)
+        check_network(spec, self._services.network is not None)
         if spec.key in self._pods or spec.key in self._coming:
             raise Conflict(f"there is a pod {spec.name} in namespace {spec.namespace} already; remove it first")
         uid = uid or store.new_uid(self._paths)
-        check_network(spec, self._services.network is not None)
         self._coming.add(spec.key)
         try:
             self._services.ledger.promise(uid, size)

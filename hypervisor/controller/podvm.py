@@ -45,14 +45,15 @@ from hypervisor.controller.journal import Journal, new_record
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.manifest import CLUSTER_DOMAIN
 from hypervisor.controller.paths import PodPaths
-from hypervisor.controller.podstatus import phase_of, pod_object
 from hypervisor.controller.podfacts import facts_of
+from hypervisor.controller.podstatus import phase_of, pod_object
 from hypervisor.controller.pulls import pull_all
 from hypervisor.controller.record import ContainerRecord, Intent, Phase, Running, State, Terminated, Waiting
 from hypervisor.controller.resolving import resolving
 from hypervisor.controller.runtime_spec import container_arguments, setup_arguments
 from hypervisor.controller.services import PodNetwork, Services
 from hypervisor.controller.sizing import vm_size
+from hypervisor.controller.snapshots import PodSnapshots
 from hypervisor.controller.spec import ContainerSpec, PodSpec
 from hypervisor.controller.store import StoredPod
 from hypervisor.controller.suspension import Suspension
@@ -237,6 +238,7 @@ class PodVm:
             self._wait_killed(),
             self._volumes.keep(session.agent),
             self._evict(session.agent),
+            self._wait_unplugged(),
             self.suspension.wait_requested("suspending"),
         )
         if self.suspension.state == "suspending" and self._wanted == "run":
@@ -246,7 +248,6 @@ class PodVm:
 
     async def _suspend(self, machine: Machine) -> None:
         if await self.suspension.suspend(machine):
-            self._wait_unplugged(),
             self.machine = None
             self._services.ledger.release(self.stored.uid)
             await self.suspension.settle()
