@@ -143,9 +143,7 @@ class VmHost:
         await asyncio.to_thread(snapshot.check)
         return config, snapshot
 
-    def _plan_resumed(
-        self, config: VmConfig, directory: Path, identity: VmIdentity, snapshot: Snapshot
-    ) -> LaunchPlan:
+    def _plan_resumed(self, config: VmConfig, directory: Path, identity: VmIdentity, snapshot: Snapshot) -> LaunchPlan:
         template = Template.linked(Snapshot.template_of(snapshot.path))
         clone = self.templates.frames.snapshot_plan(template, snapshot)
         disks = disks_here(snapshot, config, directory)
