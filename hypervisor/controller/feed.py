@@ -96,8 +96,11 @@ class AgentFeed:
             async with aclosing(stream) as events:
                 async with asyncio.timeout(self.patience_s):
                     self._apply(await anext(events))
-                async for event in events:
-                    self._apply(event)
+                try:
+                    async for event in events:
+                        self._apply(event)
+                finally:  # it was there until now: an agent that has nothing to tell is silent
+                    self._heard_at = asyncio.get_running_loop().time()
         except TimeoutError:
             return Timeout(f"no answer for {self.patience_s:g} s")
         except StopAsyncIteration:

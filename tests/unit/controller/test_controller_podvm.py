@@ -12,9 +12,11 @@ import pytest
 from fake_guest import Script
 from pod_bench import Bench, manifest, until
 
+from hypervisor.controller.feed import AgentFeed
 from hypervisor.controller.record import Running, Terminated, Waiting, from_json, to_json
 from hypervisor.errors import Conflict, InvalidInput, NotFound, ResourceExhausted, VmFailed
 from hypervisor.images.model import ImageConfig
+from hypervisor.introspect.agent import AgentClient
 
 
 def state(pod: Any, name: str = "c") -> Any:
@@ -176,6 +178,27 @@ async def test_broken_connection_loses_no_end(bench: Bench) -> None:
     guest.exit("c", 4)
     await until(pod, lambda: pod.journal.record.terminal)
     assert state(pod).exit_code == 4
+
+
+async def test_connection_that_broke_after_a_long_silence_is_made_anew(bench: Bench) -> None:
+    """Patience begins when the connection is lost: an agent that has nothing to tell says nothing."""
+    pod = await bench.create()
+    await until(pod, lambda: isinstance(state(pod), Running))
+    guest = bench.machines.started[0]
+    feed = AgentFeed(AgentClient(guest.address), patience_s=0.3)
+    following = asyncio.create_task(feed.run())
+    try:
+        await feed.wait_ready()
+        await asyncio.sleep(0.6)
+        before = sum(call == "events" for call, _ in guest.calls)
+        guest.drop_connections()
+        async with asyncio.timeout(10):
+            while sum(call == "events" for call, _ in guest.calls) == before:  # noqa: ASYNC110 - a fake
+                assert not following.done()
+                await asyncio.sleep(0.01)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_vm_that_cannot_start_is_tried_again_under_always(bench: Bench) -> None:
