@@ -193,7 +193,7 @@ async def test_connection_that_broke_after_a_long_silence_is_made_anew(bench: Be
         before = sum(call == "events" for call, _ in guest.calls)
         guest.drop_connections()
         async with asyncio.timeout(10):
-            while sum(call == "events" for call, _ in guest.calls) == before:  # noqa: ASYNC110 - a fake
+            while sum(call == "events" for call, _ in guest.calls) == before:
                 assert not following.done()
                 await asyncio.sleep(0.01)
     finally:
