@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from hypervisor.kube.noise import keep_noise_out
+
 MAX_BYTES = 16 * 1024 * 1024
 KEPT = 2
 
@@ -40,6 +42,7 @@ def set_up(path: Path, *, level: int = logging.INFO) -> None:
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("qemu.qmp").setLevel(logging.WARNING)
+    keep_noise_out()
 
 
 def _formatter(shared: list[Any], renderer: Any) -> structlog.stdlib.ProcessorFormatter:

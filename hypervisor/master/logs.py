@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from aiohttp.http_exceptions import HttpProcessingError
+
+from hypervisor.kube.noise import keep_noise_out
 
 FILE = "master.log"
 MAX_BYTES = 16 * 1024 * 1024
@@ -48,13 +49,7 @@ def set_up(state: Path, *, level: int = logging.INFO) -> None:
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    logging.getLogger("aiohttp.server").addFilter(is_ours)
-
-
-def is_ours(record: logging.LogRecord) -> bool:
-    """False for what a client did that sent no HTTP."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError)
+    keep_noise_out()
 
 
 def _handler(state: Path) -> logging.Handler:
