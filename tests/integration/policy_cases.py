@@ -26,7 +26,7 @@ READER = {"matchLabels": {"app": "reader"}}
 DNS = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}
 OTHER = {"matchLabels": {"team": "other"}}
 HOST = "the host"
-NOBODY_S, SOMEBODY_S = 1, 20
+NOBODY_S, SOMEBODY_S = 1, 60
 """How long to wait for a connection that must not come to be, and for one that must."""
 
 

@@ -15,7 +15,7 @@ from hypervisor.controller.paths import HostPaths
 from hypervisor.controller.podobjects import HostObjects, PodObjects
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.podvm import PodVm
-from hypervisor.controller.services import Services, Times
+from hypervisor.controller.services import PodNetwork, Services, Times
 from hypervisor.controller.sizing import MemoryLedger
 
 TIMES = Times(boot_s=4, agent_s=2, linger_s=0.2, archive_s=5, storage_s=0.05, backoff=BackoffPolicy(0.05, 0.2))
@@ -33,6 +33,7 @@ class Bench:
         self.ledger = MemoryLedger(available=lambda: 4 * GIB)
         self.starts = 2
         self.objects: PodObjects = HostObjects()
+        self.network: PodNetwork | None = None
         self.pods = self.new_pods()
 
     def new_pods(self) -> Pods:
@@ -44,6 +45,7 @@ class Bench:
             starts=asyncio.Semaphore(self.starts),
             times=TIMES,
             objects=self.objects,
+            network=self.network,
         )
         return Pods(self.paths, services)
 
