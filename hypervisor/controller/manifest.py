@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import yaml
 
-from hypervisor.controller import names, poddisks
+from hypervisor.controller import names, poddisks, yaml_bounds
 from hypervisor.controller.container_parser import confined_syscalls, one_of, parse_container, parse_id
 from hypervisor.controller.fields import check_support
 from hypervisor.controller.netparser import INCOMING, OUTGOING, parse_bandwidth, parse_host_ports
@@ -78,6 +78,7 @@ def load_documents(text: str | bytes) -> list[dict[str, Any]]:
     if len(text) > MAX_MANIFEST_BYTES:
         raise InvalidInput(f"the manifest has {len(text)} bytes; at most {MAX_MANIFEST_BYTES} are taken")
     try:
+        yaml_bounds.check(text)
         documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as e:
         raise InvalidInput(f"not YAML: {_yaml_problem(e)}") from e

@@ -28,6 +28,8 @@ MIN_S, MAX_S = 1800, 3600
 """How long a watch lasts that does not say; spread, so that not all come back at once."""
 LONGEST_S = 24 * 3600
 _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
+PIECE = 64 << 10
+"""Bytes that are written at a time."""
 Line = Callable[[Event], bytes]
 
 
@@ -63,10 +65,28 @@ async def watch(exchange: Exchange) -> web.StreamResponse:
 async def _stream(response: web.StreamResponse, events: Watch, line: Line) -> None:
     try:
         while True:
-            batch = await events.batch()
-            await response.write(b"".join([line(event) for event in batch]))
+            await _send(response, (line(event) for event in await events.batch()))
     except ApiError as e:
         await response.write(encode.dumps({"type": "ERROR", "object": e.status()}) + b"\n")
+
+
+async def _send(response: web.StreamResponse, lines: Iterable[bytes]) -> None:
+    """Writes them in pieces, each when the one before has left: a client that does not read then holds one piece of its
+    own, however much there is to be told.
+    """
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if size + len(line) > PIECE and piece:
+            await response.write(b"".join(piece))
+            piece, size = [], 0
+        whole = len(line) // PIECE * PIECE
+        for start in range(0, whole, PIECE):
+            await response.write(line[start : start + PIECE])
+        piece.append(line[whole:])
+        size += len(line) - whole
+    if piece:
+        await response.write(b"".join(piece))
 
 
 def _encoder(exchange: Exchange) -> Line:

