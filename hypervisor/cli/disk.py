@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hypervisor.cli import output
+from hypervisor.cli import live_disk, output
 from hypervisor.cli.app import CONTEXT, Settings, pass_settings
 from hypervisor.errors import HvError, InvalidInput, Unavailable
 
@@ -216,7 +216,10 @@ def _say_pause(result: dict[str, Any]) -> None:
 
 @disk.group("filter")
 def filter_() -> None:
-    """Put filters into a disk's chain, take them out, give them other settings."""
+    """Put filters into a disk's chain, take them out, give them other settings.
+
+    A disk of a running pod is named POD/DISK, as web/scratch or web/image (see hv top --disks).
+    """
 
 
 @filter_.command("ls")
@@ -250,6 +253,10 @@ def filter_add(
     from hypervisor.iofilter.spec import FilterSpec
 
     spec = FilterSpec(kind, filter_name or kind, settings_of(values))
+    if live_disk.is_of_pod(name):
+        wish = {"op": "filter-add", "kind": kind, "name": spec.name, "settings": dict(spec.settings), "at": at}
+        _say_pause(live_disk.change(settings, name, wish))
+        return
     _say_pause(Changes(disk_store(settings), name).add_filter(spec, at))
 
 
@@ -261,6 +268,9 @@ def filter_rm(settings: Settings, name: str, filter_name: str) -> None:
     """Take a filter out of a disk's chain, also while it is open."""
     from hypervisor.iofilter.changes import Changes
 
+    if live_disk.is_of_pod(name):
+        _say_pause(live_disk.change(settings, name, {"op": "filter-remove", "name": filter_name}))
+        return
     _say_pause(Changes(disk_store(settings), name).remove_filter(filter_name))
 
 
@@ -273,6 +283,10 @@ def filter_set(settings: Settings, name: str, filter_name: str, values: Sequence
     """Give a filter other settings, also while the disk is open. Those not named keep their values."""
     from hypervisor.iofilter.changes import Changes
 
+    if live_disk.is_of_pod(name):
+        wish = {"op": "filter-set", "name": filter_name, "settings": dict(settings_of(values))}
+        _say_pause(live_disk.change(settings, name, wish))
+        return
     changes = Changes(disk_store(settings), name)
     merged = dict(changes.descriptor.filter(filter_name).settings) | dict(settings_of(values))
     _say_pause(changes.set_filter(filter_name, tuple(merged.items())))

@@ -16,6 +16,7 @@ from hypervisor.controller.api_images import add_image_routes
 from hypervisor.controller.api_pods import add_pod_routes
 from hypervisor.controller.api_sessions import in_session
 from hypervisor.controller.api_streams import flag
+from hypervisor.controller.livedisks import add_disk_routes
 from hypervisor.controller.metrics import add_metrics_route
 from hypervisor.controller.pods import Pods
 from hypervisor.controller.static_pods import StaticPods
@@ -61,6 +62,7 @@ def make_app(host: Host) -> web.Application:
     app.router.add_get("/hv/v1/host", _host)
     app.router.add_post("/hv/v1/host/stop", _stop)
     app.router.add_get("/hv/v1/top", _top)
+    add_disk_routes(app, host.pods)
     return app
 
 

@@ -30,7 +30,8 @@ MAX_FILTERS = 16
 KINDS = ("delay", "error", "integrity", "null", "stats", "throttle", "trace")
 """Those that a pod's disks may have."""
 _NAMED = re.compile(r"([A-Za-z0-9-]*)\s*:(.*)", re.DOTALL)
-_WITH_STATE = ("integrity",)
+WITH_STATE = ("integrity",)
+"""Those without which the data would be wrong: never taken away, nor put before data that is there."""
 _OWN_SETTINGS = ("state", "file", "key", "socket", "base", "target", "delta")
 
 Filters = tuple[FilterSpec, ...]
@@ -90,7 +91,7 @@ def pod_filter(disk: str, kind: str, name: str, settings: tuple[tuple[str, str],
     for key, value in settings:
         if key in _OWN_SETTINGS or value.startswith(("/", ".", "file:")):
             raise InvalidInput(f"{kind}: {key[:40]}: a pod's filters name no files", where=where)
-    if kind in _WITH_STATE:
+    if kind in WITH_STATE:
         if disk != SCRATCH:
             raise InvalidInput(f"{kind} is for the scratch disk: images are read-only", where=where)
         settings = (*settings, ("state", f"./{disk}.{name}.state"))
@@ -114,7 +115,7 @@ def as_clone(filters: Filters) -> Filters:
     """A scratch disk's chain with the filter that makes it a linked clone of its base: below all that stands above the
     disk's data, so that they see what the guest asks, and above what works on the clone's own data.
     """
-    place = next((i for i, spec in enumerate(filters) if spec.kind in _WITH_STATE), len(filters))
+    place = next((i for i, spec in enumerate(filters) if spec.kind in WITH_STATE), len(filters))
     clone = FilterSpec(CLONE, CLONE, (("base", BASE), ("state", f"./{SCRATCH}.{CLONE}.state")))
     return (*filters[:place], clone, *filters[place:])
 

@@ -14,20 +14,21 @@ from typing import Any
 import structlog
 
 from hypervisor.controller import warmvm
-from hypervisor.controller.diskfigures import vm_disks
+from hypervisor.controller.diskfigures import disk_names, vm_disks
 from hypervisor.controller.machine import Machine, VmRequest
 from hypervisor.controller.paths import HostPaths
-from hypervisor.controller.poddisks import as_clone
+from hypervisor.controller.poddisks import FILTERS_ANNOTATION, Filters, as_clone
 from hypervisor.controller.sizing import MemoryLedger
 from hypervisor.controller.templates import Templates, open_templates, size_class
 from hypervisor.controller.warmpool import WarmPool
 from hypervisor.controller.warmvm import WarmSource, WarmVm, kind_of
 from hypervisor.controller.zygotes import KeptZygote
-from hypervisor.errors import HvError, NotFound, Unavailable
+from hypervisor.errors import Conflict, HvError, NotFound, Unavailable
 from hypervisor.vmm import launch
 from hypervisor.vmm.bases import DiskBases
 from hypervisor.vmm.capabilities import HostCapabilities, probe
-from hypervisor.vmm.config import AcceleratorWish, DataDisk, ImageDisk, VmConfig, default_block
+from hypervisor.vmm.chains import change_chain
+from hypervisor.vmm.config import ROOT_SERIAL, AcceleratorWish, DataDisk, ImageDisk, VmConfig, default_block
 from hypervisor.vmm.guest import GuestImage
 from hypervisor.vmm.identity import IdentityPool, VmIdentity
 from hypervisor.vmm.plan import IMAGE_SLOTS, ClonePlan, LaunchPlan, plan_launch
@@ -227,6 +228,7 @@ class HostedVm:
         self._identities = host.identities
         self._templates = host.templates
         self._recording: asyncio.Task[None] | None = None
+        self.changing = asyncio.Lock()  # of a chain, from the look at it on
         vm.trim_when_idle()
 
     @property
@@ -288,6 +290,18 @@ class HostedVm:
             if await self.vm.writes_wait() != full:
                 full = not full
                 yield full
+
+    def chains(self) -> Mapping[str, tuple[str, Filters]]:
+        """By the name of a disk of the pod's own: its serial and its chain."""
+        if self.plan.block != "vmx":
+            raise Conflict(f"QEMU serves the disks of VM {self.plan.name}: a pod with {FILTERS_ANNOTATION} has filters")
+        names = disk_names(self.plan.disks)
+        own = (d for d in self.plan.disks if d.path is not None and d.serial != ROOT_SERIAL)
+        return {names[disk.serial]: (disk.serial, disk.filters) for disk in own}
+
+    async def change_chain(self, serial: str, filters: Filters) -> float:
+        """From now on the disk has that chain; seconds for which requests waited."""
+        return await change_chain(self.vm, serial, filters)
 
     def note_started(self) -> None:
         """A clone that records its template's working set has touched it."""

@@ -39,8 +39,8 @@ def hv(daemon: Daemon, *words: str, code: int | None = 0) -> str:
 
 def disk_stats(daemon: Daemon, pod: str, serial: str = "hv-data") -> dict[str, Any]:
     top = daemon.call("GET", "/hv/v1/top")
-    found = next(p["vm"]["vmx"]["disks"][serial] for p in top["pods"] if p["name"] == pod)
-    return dict(found)
+    found = next(p["vm"]["vmx"].get("disks", {}) for p in top["pods"] if p["name"] == pod)
+    return dict(found.get(serial, {"filters": []}))
 
 
 def filters_of(stats: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -95,6 +95,25 @@ def test_an_injected_error_is_seen_by_the_guest(daemon: Daemon, pods: list[str])
     )  # fmt: skip
     assert "Input/output error" in said or "Read-only file system" in said, said
     assert filters_of(disk_stats(daemon, "failing"))["error"]["failed"] > 0
+
+
+def test_a_chain_is_changed_while_the_pod_runs(daemon: Daemon, pods: list[str]) -> None:
+    create(daemon, "changed", "")
+    pods.append("changed")
+    wait_running(daemon, "changed")
+    assert "requests waited" in hv(daemon, "disk", "filter", "add", "changed/scratch", "error", "types=write")
+    written = "dd if=/dev/zero of=/f oflag=direct bs=4k count=1 2>&1 || true"
+    assert "Input/output error" in hv(daemon, "exec", "changed", "--", "sh", "-c", written)
+    hv(daemon, "disk", "filter", "set", "changed/scratch", "error", "types=discard")
+    assert "1+0 records out" in hv(daemon, "exec", "changed", "--", "sh", "-c", written)
+    vmx = daemon.pid_of("changed", "vmx")
+    os.kill(vmx, signal.SIGKILL)
+    wait_for(lambda: daemon.pid_of("changed", "vmx") != vmx, "vmx is replaced")
+    wait_for(lambda: "error" in filters_of(disk_stats(daemon, "changed")), "its successor has the chain as it was")
+    hv(daemon, "disk", "filter", "rm", "changed/scratch", "error")
+    assert list(filters_of(disk_stats(daemon, "changed"))) == ["linkedclone"]
+    said = hv(daemon, "disk", "filter", "rm", "changed/scratch", "linkedclone", code=1)
+    assert "would give wrong data" in said
 
 
 @pytest.mark.parametrize(
