@@ -34,7 +34,11 @@ $(STAMPS)/venv-test: $(STAMPS)/venv
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 
-$(STAMPS)/venv-bench: $(STAMPS)/venv
+$(STAMPS)/packages-bench: $(STAMPS)/packages-test
+	tools/setup/install-packages bench
+	@touch $@
+
+$(STAMPS)/venv-bench: $(STAMPS)/venv $(STAMPS)/packages-bench
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
