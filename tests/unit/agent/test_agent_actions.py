@@ -19,12 +19,14 @@ from cryptography.x509.oid import NameOID
 from hypervisor.controller.actions import Actions
 from hypervisor.controller.spec import HttpAction
 from hypervisor.introspect.agent import AgentClient, AgentStream
+from hypervisor.vsock.address import UnixVsock
 
 
 class Direct(AgentClient):
     """A client of an agent that listens on a Unix socket, with no vsock device in between."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__(UnixVsock(path))
         self._path = path
 
     @asynccontextmanager
