@@ -78,8 +78,8 @@ def test_a_chain_before_the_scratch_disk_counts_checks_and_outlives_its_vmx(daem
     os.kill(vmx, signal.SIGKILL)
     wait_for(lambda: daemon.pid_of("chained", "vmx") != vmx, "vmx is replaced")
     # a session that is opened while the guest's vsock device is being exchanged may wait for long
-    read = ("timeout", "10", HV, "exec", "chained", "--", "sh", "-c", READ)
-    wait_for(lambda: run(daemon, *read).stdout == before, "the file is the same")
+    read = ("timeout", "30", HV, "exec", "chained", "--", "sh", "-c", READ)
+    wait_for(lambda: run(daemon, *read).stdout == before, "the file is the same", 150)
     after = filters_of(disk_stats(daemon, "chained"))
     assert after["integrity"]["bad_blocks"] == 0
     hv(daemon, "exec", "chained", "--", "sh", "-c", WRITE)

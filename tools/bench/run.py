@@ -31,6 +31,7 @@ SECTIONS = {
     "block": 5,
     "filters": 5,
     "snapshot": 5,
+    "pod_disks": 10,
 }
 
 
