@@ -269,9 +269,8 @@ class PodVm:
             self._services.ledger.release(self.stored.uid)
             return
         self._services.ledger.measure(self.stored.uid, self.machine.memory_used)
-        await self._connect(self.machine)
-        agent = self._services.connect(self.machine.address)
-        await self.suspension.go_on(self.machine, agent, setup_arguments(self.pod))
+        machine, agent = self.machine, self._services.connect(self.machine.address)
+        await self.suspension.go_on(machine, agent, setup_arguments(self.pod), lambda: self._connect(machine))
         await tell_fork(agent, self.stored.manifest, [c.name for c in self.pod.containers])
 
     @property

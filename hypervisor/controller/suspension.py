@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Suspension:
         self._log = structlog.get_logger().bind(pod=name)
         self._name = name
         self._refused: HvError | None = None
+        self._waking = False  # it counts as running, and its guest is being let go on
         self.saving = asyncio.Lock()
         """Held while a snapshot is taken."""
         self.prepared = False
@@ -86,7 +87,7 @@ class Suspension:
         self._refused = None
         await self._journal.settle(suspend="suspending" if wanted else "resuming")
         version = -1
-        while self.state in ("suspending", "resuming") and not self._journal.record.closed:
+        while (self._waking or self.state in ("suspending", "resuming")) and not self._journal.record.closed:
             version = await self._journal.topic.wait_newer(version)
         if self._refused is not None:
             raise self._refused
@@ -152,6 +153,7 @@ class Suspension:
             self._log.warning("pod cannot be resumed", error=str(e))
             await self._refuse(e, "suspended")
             return None
+        self._waking = True
         await self._journal.settle(suspend="", vm_up=True, vm_up_at=time.time(), reason="", message="")
         return machine
 
@@ -163,14 +165,29 @@ class Suspension:
         self._refused = error
         await self._journal.settle(suspend=state, message=str(error) if state else "")
 
-    async def go_on(self, machine: Machine, agent: AgentClient, identity: dict[str, Any]) -> None:
+    async def go_on(
+        self, machine: Machine, agent: AgentClient, identity: dict[str, Any], connect: Callable[[], Awaitable[None]]
+    ) -> None:
         """Lets a resumed guest run, gives it what it must share with nobody, and removes the files.
 
         :param identity: arguments of the agent's ``setup``, as of now
+        :param connect: puts the VM on its network
         :raises HvError: the guest does not run or its agent does not answer
         """
-        await machine.wake()
-        await asyncio.to_thread(remove_folder, self._paths.suspended)
+        try:
+            await connect()
+            await machine.wake()
+            await asyncio.to_thread(remove_folder, self._paths.suspended)
+            await self._renew_in_time(agent, identity)
+        except HvError as e:
+            self._refused = e
+            raise
+        finally:
+            self._waking = False
+            self._journal.topic.publish()
+
+    @staticmethod
+    async def _renew_in_time(agent: AgentClient, identity: dict[str, Any]) -> None:
         try:
             async with asyncio.timeout(RENEW_S):
                 while not await _renew(agent, identity):  # noqa: ASYNC110 -- no event tells of it

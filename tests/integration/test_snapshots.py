@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.uffd]
 
 __all__ = ["daemon"]
 
-#: counts into a file that stays open, and into another that is renamed, so that it is whole whenever it is read
-COUNT = "exec 3>/log; i=0; while :; do i=$((i+1)); echo $i >&3; echo $i > /n.new; mv /n.new /n; sleep 0.05; done"
+#: counts in memory, into a file that stays open: whatever is lost or happens twice shows in it
+COUNT = "exec 3>/log; i=0; while :; do i=$((i+1)); echo $i >&3; sleep 0.2; done"
 
 
 @contextmanager
@@ -30,14 +30,17 @@ def counting(host: Host, name: str) -> Iterator[Path]:
     host.hv("run", "-d", "--name", name, "busybox", "--", "sh", "-c", COUNT)
     try:
         (folder,) = set((host.state / "pods").iterdir()) - before
-        wait_for(lambda: host.hv("exec", name, "--", "cat", "/n", check=False).returncode == 0, "it counts")
+        wait_for(lambda: count(host, name) > 0, "it counts")
         yield folder
     finally:
         host.hv("rm", "-f", name)
 
 
 def count(host: Host, name: str) -> int:
-    return int(host.hv("exec", name, "--", "cat", "/n").stdout)
+    """How far it is; fails when it did not count one by one."""
+    numbers = list(map(int, host.hv("exec", name, "--", "cat", "/log").stdout.split()))
+    assert numbers == list(range(1, len(numbers) + 1))
+    return len(numbers)
 
 
 def status(host: Host, name: str) -> str:
@@ -61,9 +64,9 @@ def test_pod_goes_on_where_it_was(host: Host) -> None:
             wait_for(lambda least=before: count(host, "goes-on") > least, "it counts on")  # type: ignore[misc]
         now = host.hv("exec", "goes-on", "--", "sh", "-c", "readlink /proc/1/fd/3; cat /proc/1/stat | cut -d' ' -f22")
         assert now.stdout == pid.stdout  # the same process, its file still open
-        told = host.hv("exec", "goes-on", "--", "sh", "-c", "cat /n; wc -l < /log; date +%s").stdout.split()
-        assert 0 <= int(told[1]) - int(told[0]) <= 100, "a line is lost"
-        assert abs(int(told[2]) - time.time()) < 60, "the clock was left behind"
+        asked = time.time()
+        clock = int(host.hv("exec", "goes-on", "--", "date", "+%s").stdout)
+        assert asked - 2 < clock < time.time() + 2, "the clock was left behind"
         assert status(host, "goes-on") == "Running"
 
 
@@ -71,18 +74,16 @@ def test_snapshots_are_restored_and_go(host: Host) -> None:
     with counting(host, "shot") as folder:
         host.hv("snapshot", "create", "shot", "one")
         at_one = count(host, "shot")
-        wait_for(lambda: count(host, "shot") > at_one + 20, "it counts")
+        wait_for(lambda: count(host, "shot") > at_one + 5, "it counts")
         host.hv("snapshot", "create", "shot", "two")
         assert [s["name"] for s in host.json("snapshot", "ls", "shot")["items"]] == ["one", "two"]
         taken = host.hv("snapshot", "create", "shot", "two", check=False)
         assert b"there is a snapshot two already" in taken.stderr
         host.hv("snapshot", "restore", "shot", "one")
-        at_two = at_one + 20
-        log = host.hv("exec", "shot", "--", "sh", "-c", "cat /n; tail -n 1 /log").stdout.split()
-        assert int(log[1]) - int(log[0]) <= 100  # disk and memory are of one moment
+        assert count(host, "shot") >= at_one  # disk and memory are of one moment
         host.hv("snapshot", "rm", "shot", "one")
         host.hv("snapshot", "restore", "shot", "two")  # it was made upon the other
-        assert count(host, "shot") >= at_two
+        assert count(host, "shot") > at_one + 5
         missing = host.hv("snapshot", "restore", "shot", "one", check=False)
         assert b"there is no snapshot one; there are: two" in missing.stderr
         assert {p.name for p in folder.iterdir()} == {"pod.json", "status.json", "snapshots", "vm"}
@@ -225,8 +226,7 @@ def test_killed_daemons(daemon: Daemon) -> None:
             daemon.call("POST", "/hv/v1/pods/default/killed/resume")
         wait_for(lambda: {p.name for p in folder.iterdir()} == {"pod.json", "status.json", "vm"}, "nothing is left")
         assert len(processes_naming("guest=killed-")) <= 2  # QEMU and its launcher
-        now = seen
-        wait_for(lambda least=now: told(daemon) > least, "it counts on")  # type: ignore[misc]
+        wait_for(lambda least=seen: told(daemon) > least, "it counts on")  # type: ignore[misc]
         seen = told(daemon)
         assert daemon.pod("killed")["status"]["containerStatuses"][0]["restartCount"] == 0
     daemon.remove("killed")
@@ -239,5 +239,9 @@ def settled(pod: Any) -> bool:
 
 def told(daemon: Daemon) -> int:
     environment = os.environ | {"HV_STATE_DIR": str(daemon.state)}
-    done = subprocess.run([HV, "exec", "killed", "--", "cat", "/n"], env=environment, capture_output=True, timeout=60)
-    return int(done.stdout) if done.returncode == 0 else -1
+    done = subprocess.run([HV, "exec", "killed", "--", "cat", "/log"], env=environment, capture_output=True, timeout=60)
+    if done.returncode:
+        return -1
+    numbers = list(map(int, done.stdout.split()))
+    assert numbers == list(range(1, len(numbers) + 1))
+    return len(numbers)

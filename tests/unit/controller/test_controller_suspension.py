@@ -36,9 +36,10 @@ async def test_suspended_and_resumed(bench: Bench) -> None:
     assert bench.pods.find("default", "p").address is None
     assert "suspended" in bench.pods.find("default", "p").detail
     await pod.suspension.request("")
+    assert left(pod) == {"pod.json", "status.json", "vm"}
+    assert any(call == "renew" for call, _ in bench.machines.started[-1].calls)
     await until(pod, lambda: pod.journal.record.ready)
     assert pod.journal.record.container("c").state == started
-    assert left(pod) == {"pod.json", "status.json", "vm"}
     assert "reason" not in pod.view()["status"]
     bench.machines.started[-1].exit("c", 0)
     await until(pod, lambda: pod.journal.record.closed)
