@@ -29,13 +29,8 @@ class Direct(AgentClient):
         super().__init__(UnixVsock(path))
         self._path = path
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[AgentStream]:
-        stream = AgentStream(*await asyncio.open_unix_connection(self._path))
-        try:
-            yield stream
-        finally:
-            await stream.close()
+    async def _connect(self) -> AgentStream:
+        return AgentStream(*await asyncio.open_unix_connection(self._path))
 
 
 @pytest.fixture
