@@ -8,7 +8,7 @@ from hypervisor.controller.spec import HostPort, PodSpec
 from hypervisor.errors import InvalidInput
 from hypervisor.net import services
 from hypervisor.net.limits import Limits
-from hypervisor.net.network import PodFacts
+from hypervisor.net.pods import PodFacts
 
 
 def check_network(pod: PodSpec, connected: bool) -> None:

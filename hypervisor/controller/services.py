@@ -16,7 +16,7 @@ from hypervisor.controller.spec import ContainerSpec
 from hypervisor.images.credentials import Credentials
 from hypervisor.images.model import Image
 from hypervisor.introspect.agent import AgentClient
-from hypervisor.net.network import PodFacts
+from hypervisor.net.pods import PodFacts
 from hypervisor.vsock.address import VsockAddress
 
 

@@ -27,33 +27,30 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
-from pyroute2.netlink.exceptions import NetlinkError
 
 from hypervisor.errors import HvError, InvalidInput
 from hypervisor.net import firewall
 from hypervisor.net.addresses import Address, Pool, Subnet, parse_cidr
 from hypervisor.net.devices import Devices, enable_forwarding
-from hypervisor.net.limits import UNLIMITED, Limits
+from hypervisor.net.pods import ConnectedPod, PodFacts
 from hypervisor.net.policies import Policies
 from hypervisor.net.ruleset import PodPort, Resolver, State, render
-from hypervisor.net.services import Endpoint, HostPort, ServicePort
-from hypervisor.net.table import Table, change, whole
+from hypervisor.net.services import Endpoint, ServicePort
+from hypervisor.net.upkeep import MTU, TABLE, TAP, Upkeep
 
 log = structlog.get_logger(__name__)
 
 REPAIR_S = 10.0
-"""Between two looks at whether the kernel still holds what it should."""
+"""Between two looks at whether the kernel still holds what it should, at least."""
 REST = 50
 """A look is followed by that many times its own length without one: thousands of services take a while to list."""
 HOLD_S = 20.0
 """How long pods wait for a cluster that says nothing."""
-MTU = 1500
-_TAP, _TABLE = "pv", "podvisor-"
 
 
 @dataclass(frozen=True)
@@ -74,32 +71,6 @@ def parse_ranges(pods: Iterable[str], cluster: Iterable[str]) -> Ranges:
     if not own or len({r.version for r in own}) != len(own):
         raise InvalidInput("a host has one range for its pods, or one of IPv4 and one of IPv6", where="podCIDRs")
     return Ranges(own, (*own, *(parse_cidr(text, where="clusterCIDR") for text in cluster)))
-
-
-@dataclass(frozen=True)
-class PodFacts:
-    """What the network must know of a pod.
-
-    :ivar labels: with its namespace what selectors of policies look at
-    :ivar host_ports: ports of the host that lead to it
-    :ivar limits: of its bandwidth
-    """
-
-    namespace: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    host_ports: tuple[HostPort, ...] = ()
-    limits: Limits = UNLIMITED
-
-
-@dataclass(frozen=True)
-class ConnectedPod:
-    """A pod of this host that has a tap."""
-
-    uid: str
-    tap: str
-    mac: str
-    addresses: tuple[Address, ...]
-    facts: PodFacts
 
 
 PolicySource = Callable[[Sequence[ConnectedPod]], Policies]
@@ -124,8 +95,9 @@ class HostNetwork:
     def __init__(self, file: Path) -> None:
         self._file = file
         host = hashlib.sha256(str(file).encode()).hexdigest()[:4]
-        self.tap_prefix = f"{_TAP}{host}"
-        self.table = f"{_TABLE}{host}"
+        self.tap_prefix = f"{TAP}{host}"
+        self.table = f"{TABLE}{host}"
+        self._upkeep = Upkeep(self.table, self.tap_prefix)
         self._ranges = Ranges((), ())
         self._texts: tuple[list[str], list[str]] = ([], [])
         self._pools: dict[int, Pool] = {}
@@ -136,7 +108,6 @@ class HostNetwork:
         self._resolver: Resolver | None = None
         self._resolves: dict[str, frozenset[str]] = {}
         self._unplugged: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._applied: Table | None = None
         self._told = asyncio.Event()
         self._told.set()
         self._known = asyncio.Event()
@@ -309,35 +280,18 @@ class HostNetwork:
         """Keeps the kernel as it should be, until it is cancelled; then takes the packet filter back."""
         enable_forwarding()
         try:
-            await self._sweep()
+            await self._upkeep.sweep()
             await self._wait_told()
-            rest_s = REPAIR_S
+            next_look = time.monotonic() + REPAIR_S
             while True:
                 await self._once()
                 try:
-                    async with asyncio.timeout(rest_s):
+                    async with asyncio.timeout(next_look - time.monotonic()):
                         await self._changed.wait()
                 except TimeoutError:
-                    rest_s = await self._look()
+                    next_look = await self._look()
         finally:
-            await asyncio.shield(self._take_back())
-
-    async def _take_back(self) -> None:
-        """The packet filter stays for as long as a pod's VM runs, also when no daemon does."""
-        async with Devices.opened() as devices:
-            if not await devices.taps(self.tap_prefix):
-                await firewall.remove(self.table)
-
-    async def _sweep(self) -> None:
-        """Removes the tables of hosts that were killed and whose VMs have gone. A host that lives puts its own back."""
-        try:
-            async with Devices.opened() as devices:
-                alive = {_TABLE + tap.removeprefix(_TAP)[:4] for tap in await devices.taps(_TAP)}
-            for table in await firewall.tables():
-                if table.startswith(_TABLE) and table != self.table and table not in alive:
-                    await firewall.remove(table)
-        except HvError as error:
-            log.warning("packet filters of hosts that are gone were not looked for", reason=str(error))
+            await asyncio.shield(self._upkeep.take_back())
 
     async def _wait_told(self) -> None:
         """Waits for the cluster, as long as a daemon before this one left something that works in the kernel."""
@@ -360,64 +314,31 @@ class HostNetwork:
         """Brings the kernel to what is wanted now. What fails is tried again at the next look."""
         self._changed.clear()
         aim = self._wanted
-        if aim != self._done or self._applied is None:
+        if aim != self._done or not self._upkeep.is_whole:
             state, connected, source = self.state(), self.connected(), self._policies
             try:
                 policies = await asyncio.to_thread(source, connected)
                 self._resolves = _resolves(connected, policies)
-                await self._apply(await asyncio.to_thread(render, replace(state, policies=policies)))
+                await self._upkeep.bring(await asyncio.to_thread(render, replace(state, policies=policies)))
             except HvError as error:
-                self._applied = None
                 log.warning("packet filter is not as it should be", reason=str(error))
+            except Exception:  # an object that nobody expects: what is in force stays, and the next look tries again
+                log.exception("packet filter could not be made out")
+                self._upkeep.forget()
         await self._finish(aim)
 
-    async def _apply(self, table: Table) -> None:
-        before, self._applied = self._applied, None
-        if before is not None:
-            try:
-                commands = await asyncio.to_thread(change, before, table)
-                if commands:
-                    await firewall.apply(commands)
-                self._applied = table
-                return
-            except HvError as error:  # somebody else has been at the table
-                log.warning("packet filter is made anew", reason=str(error))
-        await firewall.apply(await asyncio.to_thread(whole, table))
-        self._applied = table
-
-    async def _repair_links(self) -> None:
-        """Routes and addresses that were taken away come back. A tap cannot, QEMU has it: its pod is told."""
-        pods = {pod.tap: pod for pod in self.connected()}
-        if not pods:
-            return
-        async with Devices.opened() as devices:
-            broken, gone = await devices.lacking({tap: pod.addresses for tap, pod in pods.items()})
-            for tap in sorted(broken):
-                log.warning("a pod's link was changed by hand; it is put back", tap=tap)
-                await devices.connect(tap, pods[tap].mac, pods[tap].addresses, mtu=MTU)
-        for tap in gone:
-            self._unplugged[pods[tap].uid].set()
+    async def _look(self) -> float:
+        """Looks at what the kernel has; when the next look is to be."""
+        began = time.monotonic()
+        for uid in await self._upkeep.look(self.connected()):
+            self._unplugged[uid].set()
+        ended = time.monotonic()
+        return ended + max(REPAIR_S, REST * (ended - began))
 
     async def _finish(self, aim: int) -> None:
         async with self._settled:
             self._done = max(self._done, aim)
             self._settled.notify_all()
-
-    async def _look(self) -> float:
-        """Whether the kernel still has what it was given; seconds until the next look."""
-        began = time.monotonic()
-        try:
-            if self._applied is not None and (lacking := await firewall.missing(self._applied)):
-                log.warning("packet filter was changed by hand; it is put back", lacking=lacking[:5])
-                self._applied = None
-        except HvError as error:
-            log.warning("packet filter cannot be looked at", reason=str(error))
-            self._applied = None
-        try:
-            await self._repair_links()
-        except (HvError, OSError, NetlinkError) as error:
-            log.warning("taps and routes cannot be looked at", reason=str(error))
-        return max(REPAIR_S, REST * (time.monotonic() - began))
 
 
 def _host_services(pod: ConnectedPod) -> Iterator[ServicePort]:

@@ -22,7 +22,8 @@ from hypervisor.kube.informer import Handler, Informer, Store
 from hypervisor.kube.meta import get, key_of
 from hypervisor.kube.resources import ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES, Resource
 from hypervisor.net.addresses import GATEWAY4, Address
-from hypervisor.net.network import ConnectedPod, HostNetwork
+from hypervisor.net.network import HostNetwork
+from hypervisor.net.pods import ConnectedPod
 from hypervisor.net.policies import Policies
 from hypervisor.net.ruleset import Resolver
 from hypervisor.net.services import Endpoint, ServicePort

@@ -19,7 +19,7 @@ from hypervisor.kube.client import Object
 from hypervisor.kube.meta import get, uid_of
 from hypervisor.kube.selectors import LabelSelector
 from hypervisor.net.addresses import Address, Subnet
-from hypervisor.net.network import ConnectedPod
+from hypervisor.net.pods import ConnectedPod
 from hypervisor.net.policies import Allowance, Block, Guard, NamedPort, Policies, Policy, Ports
 
 DNS_PORT = 53

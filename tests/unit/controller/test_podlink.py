@@ -11,7 +11,7 @@ from pod_bench import Bench, until
 
 from hypervisor.controller.record import Running
 from hypervisor.errors import InvalidInput
-from hypervisor.net.network import PodFacts
+from hypervisor.net.pods import PodFacts
 
 TAP = ("pvaaaa00000001", "52:54:00:00:00:01")
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypervisor.controller.node.policies import compile_policies, matters, policy_name
-from hypervisor.net.network import ConnectedPod, PodFacts
+from hypervisor.net.pods import ConnectedPod, PodFacts
 from hypervisor.net.ruleset import PodPort, State, render
 from hypervisor.net.table import Table, change
 

@@ -243,7 +243,8 @@ ip link set lo up
 import asyncio, os, subprocess, tempfile
 from pathlib import Path
 from hypervisor.net import network as module
-from hypervisor.net.network import HostNetwork, PodFacts
+from hypervisor.net.network import HostNetwork
+from hypervisor.net.pods import PodFacts
 from hypervisor.vmm.tap import open_tap
 module.REPAIR_S, module.REST = 0.1, 1
 
