@@ -13,7 +13,7 @@ from measure import Figure
 SIZES = ("256Mi", "1Gi")
 CHANGED_MIB = 10
 CHILDREN = 10
-FILL = f"head -c {CHANGED_MIB}M /dev/urandom > /dev/shm/changed"
+FILL = f"head -c {CHANGED_MIB << 20} /dev/urandom > /dev/shm/changed"
 _STOOD = re.compile(r"stood still for (\d+) ms; (\d+) pages")
 
 
