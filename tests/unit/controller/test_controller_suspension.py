@@ -160,7 +160,7 @@ async def test_killed_while_resuming(bench: Bench, started: bool) -> None:
     await pod.suspension.request("suspended")
     await bench.pods.close()
     if started:
-        request = pod._request(pod._images)
+        request = pod.vm_request()
         guest = await bench.machines.resume(request, pod.paths.suspended)
     record(pod, "resuming")
     pod = await again(bench)
