@@ -1,13 +1,16 @@
-"""A master killed amid a session, tricks with paths, logs of a container that restarts: kubectl on one host."""
+"""What goes wrong amid a session, and containers that make it hard: unmodified kubectl on a cluster of one host."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import re
+import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -159,3 +162,95 @@ def test_a_master_killed_amid_exec_leaves_nothing(cluster: Cluster, websockets: 
     cluster.hv("cluster", "up")
     wait_for(lambda: cluster.run_hv("exec", "box", "-c", "c", "--", "true").returncode == 0, "exec works again", 60)
     assert descriptors(host) < 200
+
+
+# ---- a flood ---------------------------------------------------------------------------------------------------------
+
+FLOOD_MB = 24
+LOG_MB = 22
+"""More than a container's log may take (two files of 10 MB), less than the flood."""
+FLOOD = f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: flood}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: localhost/podvisor/busybox
+    command: [sh, -c, 'yes {"x" * 99} | head -c {FLOOD_MB << 20}; echo; echo the flood is over; exec sleep 100000']
+"""
+
+
+def test_a_flooded_log_is_limited_in_the_guest(cluster: Cluster) -> None:
+    host = daemon(cluster, "host-1")
+    cluster.kubectl("apply", "-f", "-", stdin=FLOOD)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/flood", "--timeout=80s")
+    wait_for(lambda: "over" in cluster.kubectl("logs", "flood", "--tail=1"), "the flood is over", 300)
+    before = resident_mb(host)
+    with started(cluster, "logs", "flood") as reader:
+        assert reader.stdout is not None
+        size, last = 0, b""
+        while data := reader.stdout.read(1 << 20):
+            size, last = size + len(data), (last + data)[-100:]
+        assert reader.wait(60) == 0
+    assert 1 << 20 < size < LOG_MB << 20
+    assert last.endswith(b"the flood is over\n")
+    assert resident_mb(host) - before < 32
+    assert cluster.kubectl("exec", "box", "-c", "c", "--", "echo", "unharmed") == "unharmed\n"
+    cluster.kubectl("delete", "pod", "flood")
+
+
+def resident_mb(pid: int) -> float:
+    line = next(r for r in Path(f"/proc/{pid}/status").read_text().splitlines() if r.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+# ---- the VM goes (the last test: its pod does not come back as it was) -----------------------------------------------
+
+
+def machine(cluster: Cluster) -> int:
+    (path,) = cluster.paths.host("host-1").glob("pods/*/vm/processes.json")
+    return int(json.loads(path.read_text())["qemu"]["pid"])
+
+
+def forwarded(client: subprocess.Popen[bytes]) -> socket.socket:
+    """A connection through kubectl's port-forward on which a request has begun, after another that was served."""
+    found = re.search(rb"127\.0\.0\.1:(\d+) ->", line_of(client))
+    assert found
+    address = ("127.0.0.1", int(found[1]))
+    with socket.create_connection(address, timeout=60) as served, served.makefile("rb") as answer:
+        served.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert answer.read().endswith(b"served\n")
+    connection = socket.create_connection(address, timeout=60)
+    connection.sendall(b"GET / HT")
+    return connection
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_an_agent_that_goes_ends_forwarding_and_following(
+    cluster: Cluster, record_property: Callable[[str, object], None]
+) -> None:
+    """Within seconds; how many is written down, since a busy machine may take longer."""
+    forward = ("port-forward", "pod/box", "--address=127.0.0.1")
+    with (
+        started(cluster, *forward, ":8080", websockets=True) as one,
+        started(cluster, *forward, ":8080", websockets=False) as two,
+        started(cluster, "logs", "-f", "box", "-c", "c") as follower,
+        forwarded(one) as first,
+        forwarded(two) as second,
+    ):
+        assert line_of(follower) == b"here\n"
+        began = time.monotonic()
+        os.kill(machine(cluster), 9)
+        assert ended(first) and ended(second)
+        assert follower.wait(60) is not None
+        took = time.monotonic() - began
+    record_property("seconds", took)
+    assert took < 30
