@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.slow]
 
@@ -351,6 +352,7 @@ def test_the_python_client(started: Cluster) -> None:
             answer += data
         sock.close()
         assert b"served" in answer
+        wait_for(lambda: forward.error(9) is not None, "the error of the port that nobody listens to comes", 30)
         assert "port 9 in the pod: Connection refused" in forward.error(9)
 
 
