@@ -133,6 +133,19 @@ def ask(port: int, data: bytes) -> bytes:
         return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
+def test_what_the_hypervisor_sees(host: Host, pod: str) -> None:
+    seen = host.json("inspect", pod)
+    assert seen["errors"] == {}
+    assert seen["status"]["status"] == "running"
+    assert any("RIP=" in line or "EIP=" in line for line in seen["registers"])
+    assert any("system" in line for line in seen["memory_map"])
+    ram = seen["vm"]["vmx"]["ram"]
+    assert 0 < ram["pages_copied"] + ram["pages_zeroed"] <= seen["memory"]["base-memory"] // 4096
+    assert seen["vm"]["vmx"]["vsock"]["connections"] >= 1
+    assert "vhost-vsock" in {device["name"] for device in seen["virtio"]}
+    assert seen["vcpus"][0]["thread-id"] > 0
+
+
 def test_detached_life(host: Host, tmp_path: Path) -> None:
     """run -d, logs, attach, console, top, stop, logs again, rm."""
     name = f"life-{uuid.uuid4().hex[:6]}"
