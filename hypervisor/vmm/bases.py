@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,11 @@ from hypervisor.errors import HvError, NotFound
 from hypervisor.vmm.config import MIB, DataDisk
 from hypervisor.vmm.directory import disk_error
 from hypervisor.vmm.disk import create_data_disk, format_data_disk, format_options
+from hypervisor.vmm.filelock import locked
 
 KEEP = 32
 """Bases that a host keeps; pods' disks come in few sizes."""
 _CHUNK = 1 << 20
-_LOOK_S = 0.01
 
 
 class DiskBases:
@@ -48,7 +46,7 @@ class DiskBases:
         path = self._directory / f"ext4-{disk.size_bytes // MIB}m-{self._key(disk)}.img"
         if await asyncio.to_thread(self._is_good, path):
             return path
-        async with self._one, self._locked():
+        async with self._one, locked(self._directory / ".lock", f"cannot use {self._directory}"):
             if not await asyncio.to_thread(self._is_good, path):
                 await self._make(path, disk)
         return path
@@ -94,21 +92,6 @@ class DiskBases:
         for path in bases[:-KEEP]:
             for gone in (path, _sum_of(path)):
                 gone.unlink(missing_ok=True)
-
-    @asynccontextmanager
-    async def _locked(self) -> Any:
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise disk_error(e, f"cannot use {self._directory}") from e
-        try:
-            # Tried again and again: a thread that waits for a file lock for ever could not be cancelled.
-            while not _try_lock(fd):  # noqa: ASYNC110 -- no event tells of another process's lock
-                await asyncio.sleep(_LOOK_S)
-            yield
-        finally:
-            os.close(fd)
 
 
 def link_base(base: Path, target: Path) -> None:
@@ -167,11 +150,3 @@ def _publish(half: Path, path: Path) -> None:
 
 def _sum_of(path: Path) -> Path:
     return path.with_suffix(".sha256")
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

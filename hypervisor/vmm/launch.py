@@ -374,6 +374,17 @@ async def _restore(vm: RunningVm, clone: ClonePlan) -> None:
         await vm.execute("cont")
 
 
+async def save_state(vm: RunningVm, fd: int, timeout_s: float) -> None:
+    """Has QEMU write its device state, without RAM, to the open file `fd`, which stays the caller's.
+
+    :raises VmFailed: as `until_migrated`
+    """
+    await vm.execute("migrate-set-capabilities", MIGRATION)
+    await vm.give_fd("state", fd)
+    await vm.execute("migrate", {"uri": "fd:state"})
+    await until_migrated(vm, timeout_s)
+
+
 async def until_migrated(vm: RunningVm, timeout_s: float) -> None:
     """Waits for QEMU to have saved or loaded device state.
 

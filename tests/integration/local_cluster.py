@@ -17,6 +17,8 @@ from hypervisor.cli.cluster_state import MASTER, ClusterPaths
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "guest-images/out/samples"
 KUBECTL = Path(sys.executable).parent / "kubectl"
+WEBSOCKETS = ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS")
+"""What makes kubectl use WebSockets ("true") or SPDY ("false")."""
 
 
 class Cluster:

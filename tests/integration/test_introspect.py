@@ -22,13 +22,12 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
+from local_cluster import KUBECTL, WEBSOCKETS
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 BUSYBOX = ROOT / "guest-images/out/samples/busybox.tar"
-KUBECTL = Path(sys.executable).parent / "kubectl"
-WEBSOCKETS = ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS")
 POD = """
 apiVersion: v1
 kind: Pod

@@ -19,14 +19,13 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 from conftest import wait_for
-from local_cluster import KUBECTL, ROOT, Cluster, running_cluster
+from local_cluster import KUBECTL, ROOT, WEBSOCKETS, Cluster, running_cluster
 
 from hypervisor.kube.kubeconfig import load
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.slow]
 
 V5 = "v5.channel.k8s.io"
-WEBSOCKETS = ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS")
 POD = """
 apiVersion: v1
 kind: Pod

@@ -18,14 +18,13 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 from conftest import wait_for
-from local_cluster import KUBECTL, Cluster, running_cluster
+from local_cluster import KUBECTL, WEBSOCKETS, Cluster, running_cluster
 from yarl import URL
 
 from hypervisor.cli.cluster_state import MASTER
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.slow]
 
-WEBSOCKETS = ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS")
 POD = """
 apiVersion: v1
 kind: Pod

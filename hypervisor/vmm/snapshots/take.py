@@ -178,14 +178,11 @@ async def wake(vm: RunningVm) -> bool:
 
 
 async def _save_state(vm: RunningVm, folder: Path) -> None:
-    await vm.execute("migrate-set-capabilities", launch.MIGRATION)
     fd = os.open(Snapshot.state_of(folder), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        await vm.give_fd("state", fd)
+        await launch.save_state(vm, fd, _SAVE_TIMEOUT_S)
     finally:
         os.close(fd)
-    await vm.execute("migrate", {"uri": "fd:state"})
-    await launch.until_migrated(vm, _SAVE_TIMEOUT_S)
 
 
 # ---- in a thread -----------------------------------------------------------------------------------------------------

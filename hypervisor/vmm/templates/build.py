@@ -56,14 +56,11 @@ async def build_template(plan: LaunchPlan, zygote: DeviceProcesses, folder: Path
 
 async def _save(vm: RunningVm, folder: Path) -> None:
     await vm.pause()
-    await vm.execute("migrate-set-capabilities", launch.MIGRATION)
     fd = os.open(folder / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        await vm.give_fd("state", fd)
+        await launch.save_state(vm, fd, _SAVE_TIMEOUT_S)
     finally:
         os.close(fd)
-    await vm.execute("migrate", {"uri": "fd:state"})
-    await launch.until_migrated(vm, _SAVE_TIMEOUT_S)
     ram = os.open(folder / "ram", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         await asyncio.to_thread(copy_ram, vm.borrowed_ram, ram, os.fstat(vm.borrowed_ram).st_size)

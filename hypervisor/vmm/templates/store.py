@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import structlog
 
 from hypervisor.vmm.directory import disk_error
+from hypervisor.vmm.filelock import locked
 from hypervisor.vmm.templates.template import Template, TemplateDamaged, TemplateKey, key_of, write_template
 
 log = structlog.get_logger(__name__)
@@ -85,20 +85,8 @@ class TemplateStore:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return Template(self.path(key), made.manifest)
 
-    @contextlib.asynccontextmanager
-    async def _file_lock(self, key: TemplateKey) -> AsyncIterator[None]:
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self._directory / f".lock-{key.digest}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise disk_error(e, f"cannot make a template in {self._directory}") from e
-        try:
-            # Tried again and again: a thread that waits for a file lock for ever could not be cancelled.
-            while not _try_lock(fd):  # noqa: ASYNC110 -- no event tells of another process's lock
-                await asyncio.sleep(0.1)
-            yield
-        finally:
-            os.close(fd)
+    def _file_lock(self, key: TemplateKey) -> AbstractAsyncContextManager[None]:
+        return locked(self._directory / f".lock-{key.digest}", f"cannot make a template in {self._directory}")
 
     async def sweep(self) -> None:
         """Removes what builders that were killed left behind; only while nobody else builds."""
@@ -129,14 +117,6 @@ class TemplateStore:
             return gone
 
         return await asyncio.to_thread(work)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _replace(new: Path, path: Path) -> None:
